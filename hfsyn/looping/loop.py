@@ -35,7 +35,8 @@ from hfsyn.judging.measures.results import Result, interval, row
 from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
 from hfsyn.judging.sets.shared import check_classes, shared_images
 from hfsyn.looping.loop_file import FREE, LOOP, LoopFile, load_loop
-from hfsyn.looping.policies import POLICIES, Policy, policy_of, tried
+from hfsyn.looping.planning import tried
+from hfsyn.looping.policies import POLICIES, Policy, policy_of
 from hfsyn.looping.rounds import HOURS, UNIFORM, Clock, Looping, carry_out, measured_in, open_measured, round_folder
 from hfsyn.looping.union import unite
 from hfsyn.models.loras import pin_lora
@@ -207,21 +208,25 @@ def open_apart(file: LoopFile) -> dict[str, ImageSet]:
     return found
 
 
-def policies_of(file: LoopFile, axes: Axes) -> tuple[dict[str, Policy], dict[str, str], dict[str, int]]:
-    """The policies by the names of their folders, what pins them, and how many images each drew when it was tried."""
+def policies_of(
+    file: LoopFile, axes: Axes
+) -> tuple[dict[str, Policy], dict[str, str], dict[str, list[dict[str, Any]]]]:
+    """The policies by the names of their folders, what pins them, and what each planned when it was tried."""
     levels = dict(zip(axes.names, axes.levels, strict=True))
     found: dict[str, Policy] = {}
-    pins, drawn = {}, {UNIFORM: file.images}
-    for label in file.policy:
+    pins, plans = {}, {}
+    for label in file.policy if UNIFORM in file.policy else (*file.policy, UNIFORM):
         policy, pin = policy_of(label)
         name = label if pin == label else label.rpartition(":")[2]
-        if name in found or (pin != label and name in POLICIES):
-            raise HfsynError(f"Two policies are called {name}.", "Call your function otherwise.")
-        parts = tried(policy, label, levels, file.images, file.candidates)
-        drawn[name] = sum(part["images"] * part["candidates"] for part in parts)
+        if pin != label and name in POLICIES:
+            raise HfsynError(f"{name} is the name of a policy of hfsyn's own.", f"Rename the function of {label}.")
+        if name in found:
+            raise HfsynError(f"Two policies are called {name}.", "Rename one of the functions.")
+        plans[name] = tried(label, levels, file.images, file.candidates, file.rounds)
         found[name], pins[f"policy {name}"] = policy, pin
-    found.pop(UNIFORM, None)
-    return {**found, UNIFORM: POLICIES[UNIFORM]}, pins, drawn
+    if UNIFORM not in file.policy:
+        del pins[f"policy {UNIFORM}"]
+    return {**{name: one for name, one in found.items() if name != UNIFORM}, UNIFORM: POLICIES[UNIFORM]}, pins, plans
 
 
 def _sets(file: LoopFile, axes: Axes) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from builders.errors import hours_text, plural, size_text
+from builders.errors import and_more, hours_text, plural, size_text
 from builders.runs import layout
 from builders.variants import get_variant
 from builders.yaml import load_file
@@ -18,6 +18,7 @@ from hfsyn.judging.bench.costs import BACKWARD, network_cost
 from hfsyn.judging.measures.results import interval
 from hfsyn.looping.loop import CURVE, curve_of, open_apart, policies_of
 from hfsyn.looping.loop_file import LOOP, load_loop
+from hfsyn.looping.planning import part_text
 from hfsyn.looping.policies import POLICIES, asks_of
 from hfsyn.looping.rounds import HOURS, MEASURED, PLAN, UNIFORM, round_folder, runs_of
 from hfsyn.outlook.costs import DEVICES, UTILISATION
@@ -28,6 +29,7 @@ from hfsyn.recipes.recipe import load_recipe
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.runs.status import status
 
+_SHOWN_PARTS = 6
 _COPIES = 3  # of the weights: the result, and a checkpoint with its moments
 
 
@@ -114,6 +116,8 @@ class LoopForecast:
     """Of the runs that hold the images of all rounds."""
     unknown: Sequence[str]
     """What has no known cost in hours."""
+    plans: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Policy -> the parts that it plans when it is asked with made-up answers: see `hfsyn.looping.planning`."""
 
     @property
     def disk_bytes(self) -> int:
@@ -142,6 +146,9 @@ class LoopForecast:
         times = ", ".join(f"{hours_text(some)} on {device}" for device, some in self.hours.items())
         total = f"all: {sum(one['images'] for one in self.rounds):,} images, about {size_text(self.disk_bytes)}"
         of = f" (one device at {UTILISATION:.0%} of its peak)" if times else ""
+        for name, parts in self.plans.items():
+            some = "; ".join(part_text(part) for part in parts[:_SHOWN_PARTS])
+            lines.append(f"{name}, asked with made-up answers: {some}{and_more(len(parts), _SHOWN_PARTS)}")
         missing = [f"hours are without {', '.join(self.unknown)}, whose cost is not known"] if self.unknown else []
         return "\n".join([*lines, *missing, f"{total}; {times or 'hours are not known'}{of}"])
 
@@ -159,10 +166,10 @@ def forecast_loop(file: str) -> LoopForecast:
         raise HfsynError(f"The network {config.model.name[:80]!r} cannot be made.", "`timm.list_models()` has those.")
     rounds, unknown = [], set()
     axes = Axes(load_factors(asked.factors), get_variant(recipe.source.variant).classes)
-    names, _, drawn_by = policies_of(asked, axes)
+    names, _, plans = policies_of(asked, axes)
     for number in range(asked.rounds + 1):
         for name, policy in names.items() if number else [("first round", POLICIES[UNIFORM])]:
-            images = drawn_by.get(name, asked.images)
+            images = sum(part["images"] * part["candidates"] for part in plans.get(name, plans[UNIFORM]))
             on = started + asked.images * (number + 1)
             points = config.test.record_points if "losses" in asks_of(policy) else 0
             passes = on * (BACKWARD * config.optimise.epochs + points) + steered
@@ -180,4 +187,4 @@ def forecast_loop(file: str) -> LoopForecast:
             one = {"policy": name, "round": number, "images": images, "trained": on, "hours": times}
             rounds.append({**one, "disk_bytes": disk})
     unions = (len(names) - 1) * stored_bytes(recipe, asked.images * (asked.rounds + 1))
-    return LoopForecast(list(names), rounds, unions, sorted(unknown))
+    return LoopForecast(list(names), rounds, unions, sorted(unknown), plans)

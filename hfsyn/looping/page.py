@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from builders.errors import plural
 from builders.files import atomic_text
 from builders.images.decoding import decode_rgb
 from hfsyn.errors import HfsynError
@@ -16,6 +15,7 @@ from hfsyn.judging.bench.plots import curve_plot
 from hfsyn.judging.measures.results import interval
 from hfsyn.looping.loop import gain_text
 from hfsyn.looping.outlook import Standing, standing
+from hfsyn.looping.planning import part_text
 from hfsyn.looping.rounds import PLAN, levels_of, round_folder, runs_of
 from hfsyn.pages.html import page, picture
 from hfsyn.recipes.factor_file import CLASS
@@ -57,20 +57,6 @@ def _rounds(found: Standing, policy: str) -> list[dict[str, Any]]:
             planned.insert(0, "as many of all kinds alike, for the audit of the last classifier")
         rounds.append({"number": number, "planned": planned, "shown": _shown(folder)})
     return rounds
-
-
-def part_text(part: Mapping[str, Any]) -> str:
-    """``60 images: heart, colour red or blue``."""
-    named = [
-        f"{'' if name == CLASS else f'{name} '}{' or '.join(map(str, levels))}"
-        for name, levels in part["levels"].items()
-    ]
-    said = ", ".join(named) or "of all kinds alike"
-    if part["candidates"] > 1:
-        said += f", each the one of {part['candidates']} with the largest {part['by']}"
-    if part["begin"] is not None:
-        said = f"each begins from one of {plural(len(part['begin']), 'image')}"
-    return f"{plural(part['images'], 'image')}: {said}"
 
 
 def _shown(folder: Path) -> list[dict[str, Any]]:

@@ -10,18 +10,19 @@ by          the score whose largest value is kept, of `SCORES`; with a minus bef
 begin       ids of `Known.images`: the images begin from these, turn by turn (img2img), and are of the same class
 
 What costs something to know, a policy asks for: ``mine.asks = {"audit"}``, see `ASKS`. To add a policy, write its
-function and add it to `POLICIES`; one of the user's own is ``path/to/file.py:function``.
+function and add it to `POLICIES`; one of the user's own is ``path/to/file.py:function``. What it plans is checked by
+`hfsyn.looping.planning`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builders.errors import brief, did_you_mean, quoted
+from builders.errors import did_you_mean
 from hfsyn.errors import HfsynError
 from hfsyn.judging.scores.classifiers import COLUMNS
 from hfsyn.recipes.strategies import check_place, content_of, loaded_function
@@ -29,7 +30,6 @@ from hfsyn.recipes.strategies import check_place, content_of, loaded_function
 ASKS = {"audit": "findings", "losses": "images"}
 """What a policy may ask for -> the field of `Known` that has it. An audit takes half of the images of a round."""
 SCORES = tuple(name for name, kind in COLUMNS.items() if kind == "number")
-_KEYS = ("images", "levels", "candidates", "by", "begin")
 _NOT_EARLY = 0.35
 """The share of the images that is not learned early: TADA (arXiv 2505.21574) augments 30 to 40 %."""
 
@@ -100,7 +100,7 @@ POLICIES: dict[str, Policy] = {
     "not-learned-early": not_learned_early,
     "audit": audit,
 }
-_FORM = "A policy is a function (known, images, rng) -> [{images: N, levels: {class: [...]}}, ...]."
+FORM = "A policy is a function (known, images, rng) -> [{images: N, levels: {class: [...]}}, ...]."
 
 
 def shared(weights: Sequence[float], images: int) -> list[int]:
@@ -128,7 +128,7 @@ def policy_of(name: str) -> tuple[Policy, str]:
     file = Path(path).expanduser().resolve()
     check_place(file, f"The policy {name!r}", "policy: path/to/file.py:function")
     sha256 = content_of(f"{file}:{function}")
-    found = loaded_function(file, function, sha256, 3, _FORM)
+    found = loaded_function(file, function, sha256, 3, FORM)
     if unknown := sorted(str(one) for one in asks_of(found) if one not in ASKS):
         said = f"The policy {name} asks for {unknown[0][:60]!r}.{did_you_mean(unknown[0], ASKS)}"
         raise HfsynError(said, f"It can ask for: {', '.join(ASKS)}.")
@@ -139,89 +139,3 @@ def asks_of(policy: Policy) -> frozenset[str]:
     """What a policy asks for."""
     asks = getattr(policy, "asks", ())
     return frozenset([asks] if isinstance(asks, str) else asks)
-
-
-def tried(
-    policy: Policy, label: str, levels: Mapping[str, Sequence[str]], images: int, candidates: int
-) -> list[dict[str, Any]]:
-    """What a policy plans from made-up knowledge, before anything is spent. Raises HfsynError as `planned`."""
-    names = levels["class"]
-    known = Known(1, levels, {name: (k % 3, 3) for k, name in enumerate(names)}, candidates=candidates)
-    if "losses" in asks_of(policy):
-        seen = {"round": 0, "early_loss": 1.0, "margin": 0.5, "forgotten": 0}
-        known = replace(known, images=[{"id": f"{name}#0", "class": name, **seen} for name in names])
-    parts = planned(policy, label, known, images, seed=0)
-    if "audit" in asks_of(policy):
-        rate = {"value": 0.5, "low": 0.4, "high": 0.6}
-        told = {"sentence": "", "what": "", "beside": "", "cost": 0.01, "n": 9, "here": rate, "elsewhere": rate}
-        found = [{**told, "levels": {"class": [names[0]]}}, {**told, "levels": {"class": list(names[-1:])}}]
-        planned(policy, label, replace(known, findings=found), images, seed=0)
-    return parts
-
-
-def planned(policy: Policy, label: str, known: Known, images: int, seed: int) -> list[dict[str, Any]]:
-    """The parts that a policy plans, checked.
-
-    Raises HfsynError if it fails, is not pure, plans another number of images, or names what there is not.
-    """
-    once, again = (_asked(policy, label, known, images, seed) for _ in range(2))
-    if once != again:
-        raise HfsynError(f"The policy {label} is not pure: it planned {brief(once, 100)}, then {brief(again, 100)}.")
-    ids = {one["id"] for one in known.images}
-    for part in once:
-        for name, levels in part["levels"].items():
-            there = known.levels.get(name)
-            if there is None:
-                said = f"The policy {label} names the factor {name!r}.{did_you_mean(str(name), known.levels)}"
-                raise HfsynError(said, f"There are: {', '.join(known.levels)}.")
-            if not levels or (unknown := [level for level in levels if level not in there]):
-                what = f"the level {unknown[0]!r}" if levels else "no level"
-                raise HfsynError(f"The policy {label} names {what} of {name}.", f"Its levels: {quoted(there)}.")
-        _check_way(part, label, ids)
-    if (total := sum(part["images"] for part in once)) != images:
-        raise HfsynError(f"The policy {label} plans {total} images, and a round has {images}.", _FORM)
-    return [part for part in once if part["images"]]
-
-
-def _check_way(part: Mapping[str, Any], label: str, ids: set[str]) -> None:
-    """Refuse a part that is to be drawn in a way that there is not."""
-    said = ""
-    if part["candidates"] > 1 and str(part["by"]).removeprefix("-") not in SCORES:
-        near = did_you_mean(str(part["by"]), SCORES)
-        raise HfsynError(f"The policy {label} keeps candidates by {part['by']!r}.{near}", f"Scores: {quoted(SCORES)}.")
-    if part["candidates"] == 1 and part["by"] is not None:
-        said = f"names the score {part['by']!r}, and no number of candidates"
-    elif not 1 <= part["candidates"] <= 64:
-        said = f"asks for {part['candidates']} candidates: from 2 to 64 can be drawn"
-    elif part["begin"] is not None and part["levels"]:
-        said = "names levels of images that begin from others, whose levels they have"
-    elif part["begin"] is not None and (not part["begin"] or set(part["begin"]) - ids):
-        unknown = sorted(set(part["begin"]) - ids)
-        what = f"{unknown[0][:60]!r}, which is not among those it knows" if unknown else "no image"
-        said = f"begins from {what}" + ("" if ids else ": it does not ask for losses")
-    if said:
-        raise HfsynError(f"The policy {label} {said}.", _FORM)
-
-
-def _asked(policy: Policy, label: str, known: Known, images: int, seed: int) -> list[dict[str, Any]]:
-    try:
-        parts = [_part(part) for part in policy(known, images, random.Random(seed))]
-    except HfsynError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's function raises, but not Ctrl-C
-        said = f"The policy {label} fails: {type(error).__name__}: {brief(error)}"
-        raise HfsynError(said, _FORM) from None
-    return parts
-
-
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part with all of its keys. Raises TypeError if it is not one."""
-    if unknown := [key for key in part if key not in _KEYS]:
-        raise TypeError(f"a part has the key {unknown[0]!r}.{did_you_mean(str(unknown[0]), _KEYS)}")
-    for key in ("images", "candidates"):
-        if type(value := part.get(key, 1)) is not int or value < 0:
-            raise TypeError(f"{key} is {value!r}, not a whole number of 0 or more")
-    levels = {name: list(some) for name, some in part.get("levels", {}).items()}
-    begin = None if part.get("begin") is None else list(part["begin"])
-    found = {"images": part["images"], "levels": levels, "candidates": part.get("candidates", 1)}
-    return {**found, "by": part.get("by"), "begin": begin}

@@ -27,7 +27,8 @@ from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
 from hfsyn.judging.train.checkpoints import RECORDED
 from hfsyn.judging.train.loop import RunOptions, train
 from hfsyn.looping.loop_file import LoopFile, Measured
-from hfsyn.looping.policies import Known, Policy, asks_of, planned
+from hfsyn.looping.planning import planned
+from hfsyn.looping.policies import Known, Policy, asks_of
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.rules import seed_of

@@ -328,7 +328,7 @@ def _module(path: Path, sha256: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         del sys.modules[label]
-        said = f"{path} cannot be imported: {type(error).__name__}: {brief(error)}"
+        said = f"{path} cannot be imported: {type(error).__name__}: {brief(error).rstrip('.')}."
         raise HfsynError(said, "Fix it first.") from None
     finally:
         sys.dont_write_bytecode = written

@@ -11,7 +11,9 @@ import pytest
 from conftest import ROOT
 
 from builders.errors import HfsynError
-from hfsyn.looping.policies import POLICIES, Known, planned, policy_of, shared, tried
+from hfsyn.looping import planning
+from hfsyn.looping.planning import planned, tried
+from hfsyn.looping.policies import POLICIES, Known, policy_of, shared
 
 LEVELS = {"class": ["heart", "star"], "colour": ["red", "blue"]}
 SEEN = [
@@ -26,9 +28,9 @@ def plan(name: str, known: Known = KNOWN, images: int = 100) -> list[dict[str, A
 
 
 def test_each_policy_plans_the_images_of_a_round_and_nothing_else() -> None:
-    for name, policy in POLICIES.items():
+    for name in POLICIES:
         assert sum(part["images"] for part in plan(name, images=37)) == 37
-        tried(policy, name, LEVELS, 37, candidates=2)
+        assert sum(part["images"] for part in tried(name, LEVELS, 37, candidates=2, rounds=3)) == 37
 
 
 def test_hard_classes_get_images_by_their_error() -> None:
@@ -108,6 +110,50 @@ keyed.asks = "losses"
 def found(known, images, rng):
     return [{"images": images if not known.findings else known.findings[0]["price"]}]
 found.asks = {"audit"}
+def sorting(known, images, rng):
+    known.levels["class"].sort(reverse=True)
+    return [{"images": images, "levels": {"class": ["star"]}}]
+def adding(known, images, rng):
+    known.levels["class"].append("nobody")
+    return [{"images": images, "levels": {"class": ["nobody"]}}]
+def counting(known, images, rng):
+    known.right["star"] = (0, 0)
+    return [{"images": images}]
+def returned(known, images, rng):
+    [{"images": images}]
+def one(known, images, rng):
+    return {"images": images}
+def text(known, images, rng):
+    return [{"images": images, "levels": {"class": "star"}}]
+def bare(known, images, rng):
+    return [{"levels": {"class": ["star"]}}]
+async def later(known, images, rng):
+    return [{"images": images}]
+def negative(known, images, rng):
+    return [{"images": -images}]
+def minus(known, images, rng):
+    return [{"images": images, "candidates": 2, "by": "-marginn"}]
+def stra(known, images, rng):
+    return [{"images": images, "levels": {"class": ["stra"]}}]
+def ordered(known, images, rng):
+    first = int(next(iter({str(k) for k in range(64)})))
+    return [{"images": first, "levels": {"class": ["star"]}}, {"images": images - first}]
+def process(known, images, rng):
+    import os
+    return [{"images": os.getpid() % 100}, {"images": 100 - os.getpid() % 100, "levels": {"class": ["star"]}}]
+def endless(known, images, rng):
+    while True:
+        pass
+def late(known, images, rng):
+    return [{"images": images + (known.round == 3)}]
+def perfect(known, images, rng):
+    wrong = sum(n - right for right, n in known.right.values())
+    return [{"images": images * wrong // wrong}]
+def uniform(known, images, rng):
+    return [{"images": images}]
+def printing(known, images, rng):
+    print("thinking")
+    return [{"images": n} for n in (images - 1, 1)]
 """
 
 
@@ -132,22 +178,57 @@ found.asks = {"audit"}
         ("asking", "asks for 'loses'. Did you mean 'losses'?"),
         ("hungry", "names levels of images that begin from others"),
         ("keyed", "KeyError: 'late_loss'"),
-        ("found", "KeyError: 'price'"),
+        ("found", "fails in line 42: KeyError: 'price'."),
+        ("sorting", "changes what it is given: known.levels. Work on a copy"),
+        ("adding", "changes what it is given: known.levels"),
+        ("counting", "changes what it is given: known.right"),
+        ("returned", "returns None: is a `return` missing?"),
+        ("one", "returns dict, not a list of parts"),
+        ("text", "the levels of class are the text 'star', not a list. Write ['star']."),
+        ("bare", "returns a part without a number of images"),
+        ("later", "is a coroutine. Write `def`"),
+        ("negative", "images is -100, not a whole number of 0 or more. A policy is"),
+        ("minus", "keeps candidates by '-marginn'. Did you mean 'margin'?"),
+        ("stra", "names the level 'stra' of class. Did you mean 'star'?"),
+        ("ordered", "is not pure"),
+        ("process", "is not pure"),
+        ("late", "plans 101 images, and a round has 100"),
+        ("perfect", "ZeroDivisionError"),
     ],
 )
-def test_a_policy_that_is_wrong_is_refused_in_one_line(name: str, said: str, tmp_path: Path) -> None:
+def test_a_policy_that_is_wrong_is_refused_in_one_line(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.py").write_text(WRONG)
+    if name not in ("ordered", "process"):  # a process takes half a second
+        monkeypatch.setattr(planning, "_apart", lambda *_: None)
     with pytest.raises(HfsynError) as caught:
-        tried(policy_of(f"{tmp_path}/mine.py:{name}")[0], name, LEVELS, 100, candidates=4)
+        tried(f"{tmp_path}/mine.py:{name}", LEVELS, 100, candidates=4, rounds=3)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_policy_that_never_answers_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "SECONDS", 1.5)
+    (tmp_path / "mine.py").write_text(WRONG)
+    with pytest.raises(HfsynError, match=r"mine.py:endless takes more than 2 s\."):
+        tried(f"{tmp_path}/mine.py:endless", LEVELS, 100, candidates=4, rounds=3)
+
+
+def test_what_a_policy_prints_is_not_among_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(WRONG)
+    parts = tried(f"{tmp_path}/mine.py:printing", LEVELS, 100, candidates=4, rounds=3)
+    assert [part["images"] for part in parts] == [99, 1]
+    out, err = capsys.readouterr()
+    assert (out, set(err.split())) == ("", {"thinking"})
 
 
 def test_the_policy_of_the_readme_plans_a_round(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(def mine.*?)```", (ROOT / "hfsyn/judging/README.md").read_text(), re.DOTALL)
     (tmp_path / "mine.py").write_text(code)
     name = f"{tmp_path}/mine.py:mine"
-    tried(policy_of(name)[0], name, LEVELS, 21, candidates=2)
+    first, second = tried(name, LEVELS, 21, candidates=2, rounds=3)
+    assert (first["images"], second["images"]) == (10, 11)
     red = {"cost": 0.03, "levels": {"colour": ["red"]}}
     parts = plan(name, Known(1, LEVELS, KNOWN.right, [red]), images=21)
     assert [(part["images"], part["levels"]) for part in parts] == [(10, {"class": ["star"]}), (11, red["levels"])]
