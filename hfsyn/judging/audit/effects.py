@@ -301,10 +301,12 @@ def _taken(
         take(cell)
     for columns in (2, 1):
         while left := {cell: rows for cell, rows in cells.items() if len(cell[0]) == columns and cell not in taken}:
-            ps = {
-                cell: tail(int(wrong[rows].sum()), len(rows), float(expected[columns][rows].mean()) + least)
-                for cell, rows in left.items()
-            }
+            ps = {}
+            for cell, rows in left.items():
+                rate = float(expected[columns][rows].mean()) + least
+                if base is None:  # a rate that was fitted may be 0, which no single mistake should disprove
+                    rate = (rate * len(rows) + 0.5) / (len(rows) + 1)
+                ps[cell] = tail(int(wrong[rows].sum()), len(rows), rate)
             best = min(ps, key=lambda cell: (ps[cell], cell))
             if ps[best] > line(len(taken)):
                 break
