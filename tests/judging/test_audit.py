@@ -188,7 +188,7 @@ def test_a_single_mistake_where_none_is_expected_is_not_suspected() -> None:
 
 
 def test_a_pair_that_is_worse_than_its_level_is_named_beside_it() -> None:
-    _, named = looked_at_again(lambda t: np.where(t[:, 1] == RED, np.where(t[:, 0] == HEART, 1.0, 0.3), 0.02))
+    _, named = looked_at_again(lambda t: np.where(t[:, 1] == RED, np.where(t[:, 0] == HEART, 1.0, 0.4), 0.02))
     assert said(named) == ["colour red", "heart with colour red"]
 
 

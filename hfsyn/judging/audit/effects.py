@@ -9,7 +9,7 @@ Everything here is a pure function of numbers.
   significance levels", 1983), and what they explain on average is not counted as explained. Over all effects the false
   discovery rate is bounded (Benjamini & Hochberg, 1995).
 - **Suspects**: pairs of levels, and then levels, whose images are wrong more often than is expected: of a pair, more
-  often than its two levels explain each for itself (`_alone`), so that it is not suspected for a class that is hard.
+  often than its two levels explain each for itself, without its own images: it is not suspected for a hard class.
   The one that chance explains least (binomial tail) is taken; its images are expected to be as wrong as they are from
   then on; and so on while chance explains less than `SCREEN`. So *heart* is not suspected for what *red hearts* do,
   nor ten pairs for what one does. A level most of whose pairs with one other factor were taken is taken before all
@@ -37,7 +37,7 @@ LEAST = 0.1
 """A finding is only named if its error rate is above what is expected by more than this, and not by chance."""
 FALSE = 0.05
 """The bound on false discoveries."""
-SCREEN = 0.02
+SCREEN = 0.05
 """A cell is suspected if chance explains it with a smaller probability."""
 FEWEST = 5  # images of a cell that is looked at
 _PERMUTATIONS = 999
@@ -112,7 +112,7 @@ def effects(table: np.ndarray, right: np.ndarray, sizes: Sequence[int], *, seed:
     parts = []
     for term in terms:
         others = [column for column in columns if len(term) == 2 or column not in term]
-        rest = answers - _fitted(answers, table, sizes, others)
+        rest = _residuals(answers, table, sizes, others)
         # Of a pair what its columns explain does not count, also not of residuals that were permuted.
         sums = [(1, term), *((-1, (column,)) for column in (term if len(term) == 2 else ()))]
         parts.append((rest, [(sign, *_counted(table, sizes, some)) for sign, some in sums]))
@@ -129,19 +129,15 @@ def effects(table: np.ndarray, right: np.ndarray, sizes: Sequence[int], *, seed:
     return sorted(found, key=lambda effect: (effect.q, -effect.share))
 
 
-def _fitted(
-    answers: np.ndarray, table: np.ndarray, sizes: Sequence[int], columns: Sequence[int], of: Any = slice(None)
-) -> np.ndarray:
-    """What the levels of some columns explain, each for itself: least squares over the rows `of`, for all rows."""
-    rest, levels = answers[of] - answers[of].mean(), table[of]
-    found = np.full(len(table), answers[of].mean())
+def _residuals(answers: np.ndarray, table: np.ndarray, sizes: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+    """What the factors of some columns leave unexplained, fitted by taking each one's means away in turn."""
+    rest = answers - answers.mean()
     for _ in range(_SWEEPS if len(columns) > 1 else 1):
         for column in columns:
-            level = levels[:, column]
+            level = table[:, column]
             counts = np.maximum(np.bincount(level, minlength=sizes[column]), 1)
-            means = np.bincount(level, weights=rest, minlength=sizes[column]) / counts
-            rest, found = rest - means[level], found + means[table[:, column]]
-    return found
+            rest = rest - (np.bincount(level, weights=rest, minlength=sizes[column]) / counts)[level]
+    return rest
 
 
 def _counted(table: np.ndarray, sizes: Sequence[int], columns: Columns) -> tuple[np.ndarray, np.ndarray]:
@@ -183,10 +179,10 @@ def suspects(
         for cell, rows in rows_by_cell(table, sizes, term).items()
         if len(rows) >= FEWEST and cell not in left_out
     }
-    alone = _alone(table, ~right, sizes, np.ones(len(table), bool))
-    taken = _taken(cells, ~right, lambda number: SCREEN, alone)
+    told = Told(table, ~right, sizes, np.ones(len(table), bool))
+    taken = _taken(cells, told, lambda number: SCREEN)
     if wide := [level for level in cells if len(level[0]) == 1 and _covered(level, len(cells[level]), taken)]:
-        taken = _taken(cells, ~right, lambda number: SCREEN, alone, first=wide)
+        taken = _taken(cells, told, lambda number: SCREEN, first=wide)
     return list(taken), len(cells)
 
 
@@ -195,13 +191,6 @@ def _covered(level: Cell, images: int, taken: Mapping[Cell, np.ndarray]) -> bool
     of_level = [cell for cell in taken if len(cell[0]) == 2 and set(_levels(level)) < set(_levels(cell))]
     counts = [sum(len(taken[cell]) for cell in of_level if cell[0] == term) for term in {cell[0] for cell in of_level}]
     return max(counts, default=0) > images / 2
-
-
-def _alone(table: np.ndarray, wrong: np.ndarray, sizes: Sequence[int], of: np.ndarray) -> np.ndarray:
-    """Of each image the error rate that its levels explain each for itself, from some of the images; float (n,)."""
-    if not of.any():
-        return np.zeros(len(table))
-    return np.clip(_fitted(wrong.astype(np.float64), table, sizes, range(len(sizes)), of), 0.0, 1.0)
 
 
 def findings(
@@ -232,15 +221,11 @@ def findings(
         cells, number = {cell: np.flatnonzero(drawn == k) for k, cell in enumerate(suspected)}, len(suspected)
     trusted = design.copy()
     trusted[_joined(of_design.values())] = False
-    apart = design.copy()  # the levels of a suspected pair are not blamed for it
-    apart[_joined(rows for cell, rows in of_design.items() if len(cell[0]) == 2)] = False
     base = float((~right)[trusted if trusted.any() else design].mean()) if len(right) else 0.0
     taken = _taken(
         {cell: rows for cell, rows in cells.items() if len(rows)},
-        ~right,
+        Told(table, ~right, sizes, design),
         lambda named: FALSE * (named + 1) / max(number, 1),
-        _alone(table, ~right, sizes, apart if apart.any() else design),
-        least=LEAST,
         base=base,
         every=every,
     )
@@ -267,46 +252,66 @@ def rows_by_cell(table: np.ndarray, sizes: Sequence[int], columns: Columns) -> d
     return {(columns, tuple(place)): rows for place, rows in zip(places, parts, strict=True)}
 
 
+@dataclass(frozen=True, eq=False)
+class Told:
+    """The answers that say what is expected."""
+
+    table: np.ndarray
+    wrong: np.ndarray
+    sizes: Sequence[int]
+    design: np.ndarray
+    """Which images are of the design, from which rates are taken; bool (n,)."""
+
+    def rate(self, cell: Cell, own: np.ndarray, named: np.ndarray) -> float:
+        """The error rate that is expected of a cell, from images of the design that are not its `own` and have no name:
+        of a level that of all, and of a pair that of its two levels, each for itself.
+        """
+        free = self.design & ~named
+        free[own] = False
+        base = float(self.wrong[free].mean()) if free.any() else 0.0
+        if len(cell[0]) == 1:
+            return base
+        sides = (self.wrong[free & (self.table[:, column] == level)] for column, level in _levels(cell))
+        return max(sum(float(side.mean()) if len(side) else base for side in sides) - base, 0.0)
+
+
 def _taken(
     cells: Mapping[Cell, np.ndarray],
-    wrong: np.ndarray,
+    told: Told,
     line: Callable[[int], float],
-    alone: np.ndarray,
     *,
-    least: float = 0.0,
     base: float | None = None,
     first: Sequence[Cell] = (),
     every: Mapping[Cell, np.ndarray] | None = None,
 ) -> dict[Cell, np.ndarray]:
     """The cells that are taken, in turn, and their rows; pairs first, since what a level does is seen without them.
 
-    `line` is the largest p by how many were taken before; `alone` the error rates that are expected of pairs, see
-    `_alone`; `base` that of levels, and the least of pairs, None what all images without a name have. Those of `first`
-    are taken before all others. `every` has all rows with the levels of a cell, also those that do not count for it.
+    `line` is the largest p by how many were taken before. With `base`, the error rate of what is not suspected, a cell
+    must be worse by `LEAST` than that and than what is expected. Those of `first` are taken before all others. `every`
+    has all rows with the levels of a cell, also those that do not count for it.
     """
     taken: dict[Cell, np.ndarray] = {}
-    known = base if base is not None else wrong.mean() if len(wrong) else 0.0
-    expected = {1: np.full(len(wrong), known), 2: alone.copy() if base is None else np.maximum(alone, base)}
-    named = np.zeros(len(wrong), bool)
+    wrong, named, rates = told.wrong, np.zeros(len(told.wrong), bool), np.zeros(len(told.wrong))
+    rows_of = every or cells
 
     def take(cell: Cell) -> None:
         taken[cell] = cells[cell]
-        named[cells[cell]] = True
-        if base is None and not named.all():
-            expected[1][~named] = wrong[~named].mean()
-        for rates in expected.values():
-            rates[(every or cells)[cell]] = wrong[cells[cell]].mean()
+        named[rows_of[cell]] = True
+        rates[rows_of[cell]] = wrong[cells[cell]].mean()  # which is expected of them from now on
+
+    def chance(cell: Cell) -> float:
+        rows = cells[cell]
+        rate = told.rate(cell, rows_of[cell], named)
+        rate = float(np.where(named[rows], rates[rows], rate if base is None else max(rate, base)).mean())
+        # Of few images no rate is known to be 0: no single mistake makes a suspect.
+        rate = (rate * len(rows) + 0.5) / (len(rows) + 1) if base is None else rate + LEAST
+        return tail(int(wrong[rows].sum()), len(rows), rate)
 
     for cell in first:
         take(cell)
     for columns in (2, 1):
-        while left := {cell: rows for cell, rows in cells.items() if len(cell[0]) == columns and cell not in taken}:
-            ps = {}
-            for cell, rows in left.items():
-                rate = float(expected[columns][rows].mean()) + least
-                if base is None:  # a rate that was fitted may be 0, which no single mistake should disprove
-                    rate = (rate * len(rows) + 0.5) / (len(rows) + 1)
-                ps[cell] = tail(int(wrong[rows].sum()), len(rows), rate)
+        while left := [cell for cell in cells if len(cell[0]) == columns and cell not in taken]:
+            ps = {cell: chance(cell) for cell in left}
             best = min(ps, key=lambda cell: (ps[cell], cell))
             if ps[best] > line(len(taken)):
                 break
