@@ -262,17 +262,27 @@ class Told:
     design: np.ndarray
     """Which images are of the design, from which rates are taken; bool (n,)."""
 
-    def rate(self, cell: Cell, own: np.ndarray, named: np.ndarray) -> float:
-        """The error rate that is expected of a cell, from images of the design that are not its `own` and have no name:
-        of a level that of all, and of a pair that of its two levels, each for itself.
+    def expected(self, named: np.ndarray) -> Callable[[Cell, np.ndarray], float]:
+        """The error rate that is expected of a cell, given its rows, from images of the design that are not its own and
+        have no name: of a level that of all, and of a pair that of its two levels, each for itself.
         """
         free = self.design & ~named
-        free[own] = False
-        base = float(self.wrong[free].mean()) if free.any() else 0.0
-        if len(cell[0]) == 1:
-            return base
-        sides = (self.wrong[free & (self.table[:, column] == level)] for column, level in _levels(cell))
-        return max(sum(float(side.mean()) if len(side) else base for side in sides) - base, 0.0)
+        wrong = self.wrong[free].astype(np.float64)
+        counts = [
+            (np.bincount(level, minlength=size), np.bincount(level, weights=wrong, minlength=size))
+            for level, size in zip(self.table[free].T, self.sizes, strict=True)
+        ]
+
+        def rate(cell: Cell, rows: np.ndarray) -> float:
+            own = rows[free[rows]]
+            n, mistakes = len(own), int(self.wrong[own].sum())
+            base = (wrong.sum() - mistakes) / max(1, len(wrong) - n)
+            if len(cell[0]) == 1:
+                return float(base)
+            left = [(counts[c][0][level] - n, counts[c][1][level] - mistakes) for c, level in _levels(cell)]
+            return float(max(sum(k / m if m else base for m, k in left) - base, 0.0))
+
+        return rate
 
 
 def _taken(
@@ -299,9 +309,9 @@ def _taken(
         named[rows_of[cell]] = True
         rates[rows_of[cell]] = wrong[cells[cell]].mean()  # which is expected of them from now on
 
-    def chance(cell: Cell) -> float:
+    def chance(cell: Cell, expected: Callable[[Cell, np.ndarray], float]) -> float:
         rows = cells[cell]
-        rate = told.rate(cell, rows_of[cell], named)
+        rate = expected(cell, rows_of[cell])
         rate = float(np.where(named[rows], rates[rows], rate if base is None else max(rate, base)).mean())
         # Of few images no rate is known to be 0: no single mistake makes a suspect.
         rate = (rate * len(rows) + 0.5) / (len(rows) + 1) if base is None else rate + LEAST
@@ -311,7 +321,8 @@ def _taken(
         take(cell)
     for columns in (2, 1):
         while left := [cell for cell in cells if len(cell[0]) == columns and cell not in taken]:
-            ps = {cell: chance(cell) for cell in left}
+            expected = told.expected(named)
+            ps = {cell: chance(cell, expected) for cell in left}
             best = min(ps, key=lambda cell: (ps[cell], cell))
             if ps[best] > line(len(taken)):
                 break
