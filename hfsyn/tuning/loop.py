@@ -16,6 +16,7 @@ TUNED/tuning.json                        what came out; written last
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -104,14 +105,20 @@ class Tuner:
     def shown(self, step: int, rank: int = 0, world: int = 1) -> list[Shown]:
         """The images of a step that a process shows, and how; by default those of all."""
         size = self._part.batch_size
-        places = [(deck, place) for deck in self._decks for place in range(step * size, (step + 1) * size)]
-        return [self._one(deck, deck.number(place), step) for deck, place in places[rank::world]]
+        whole = []
+        for deck in self._decks:
+            seen = Counter[int]()  # a step of more images than there are shows some again, each time in another way
+            for number in map(deck.number, range(step * size, (step + 1) * size)):
+                whole.append((deck, number, seen[number]))
+                seen[number] += 1
+        return [self._one(deck, number, step, again) for deck, number, again in whole[rank::world]]
 
-    def _one(self, deck: Deck, number: int, step: int) -> Shown:
+    def _one(self, deck: Deck, number: int, step: int, again: int) -> Shown:
         import torch
 
         part, example = self._part, deck.cache.example(number)
-        draw = torch.Generator().manual_seed(seed_of(self._recipe.seed, example.key, step, purpose="tune"))
+        purpose = f"tune-again-{again}" if again else "tune"
+        draw = torch.Generator().manual_seed(seed_of(self._recipe.seed, example.key, step, purpose=purpose))
         uniform = float(self._loss.schedule is not None) if part.uniform is None else part.uniform
         evenly, mirrored, dropped, chosen = torch.rand(4, generator=draw, dtype=torch.float64).tolist()
         normal = torch.randn((), generator=draw, dtype=torch.float64) * part.logit_std + part.logit_mean

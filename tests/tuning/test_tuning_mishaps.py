@@ -1,0 +1,46 @@
+"""`hfsyn tune` where things are small, missing or go wrong: a line that says it, nothing false, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_tuning import QUIET, captioned, photographs, small
+
+import hfsyn
+from hfsyn.errors import HfsynError
+from hfsyn.images.denoising_loss import DenoisingLoss
+from hfsyn.recipes.recipe import load_recipe
+from hfsyn.runs.run import load_run
+from hfsyn.tuning.cache import Cache
+from hfsyn.tuning.examples import of_dataset, of_run
+from hfsyn.tuning.loop import Deck, Tuner
+
+FEW = ["tune.steps=2", "tune.batch_size=2", "generate.steps=2"]
+
+
+def tuner_on(folder: Path, out: Path, *overrides: str) -> tuple[Tuner, DenoisingLoss]:
+    """A tuner on a folder of images, with the small generator that comes with hfsyn."""
+    recipe = load_recipe("shapes-cip", [f"tune.dataset={folder}", "generate.dtype=float32", *overrides])
+    assert recipe.tune is not None
+    loss = DenoisingLoss(recipe.generate, "cpu")
+    cache = Cache(out / "cache", of_dataset(recipe.tune))
+    cache.fill(loss, quiet=True)
+    return Tuner(recipe, loss, [Deck(cache, cache.usable()[0], recipe.seed)], out), loss
+
+
+def test_an_image_that_a_step_shows_several_times_is_shown_differently_each_time(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "cats", ["a cat", "a dog", "a bird"])
+    many, _ = tuner_on(folder, tmp_path / "out", "tune.batch_size=12")
+    few, _ = tuner_on(folder, tmp_path / "out", "tune.batch_size=3")
+
+    def told(tuner: Tuner, *part: int) -> list[tuple[int, float, float]]:
+        return [(one.number, one.share, float(one.noise.sum())) for one in tuner.shown(0, *part)]
+
+    whole = told(many)
+    assert len({share for _, share, _ in whole}) == len({noise for _, _, noise in whole}) == 12
+    assert whole[:3] == told(few)  # the first time as ever
+    assert [whole[0::2], whole[1::2]] == [told(many, rank, 2) for rank in (0, 1)]
