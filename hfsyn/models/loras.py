@@ -44,26 +44,34 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
     if is_content_hash(revision):
         said = f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file."
         raise HfsynError(said, "Name that file: --set generate.lora=FILE")
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    repo, file = part.lora, part.lora_file or FILE
+    repo, names = part.lora, [part.lora_file] if part.lora_file else [FILE, BY_CLASS]
+    cached = [name for name in names if isinstance(try_to_load_from_cache(repo, name, revision=revision), str)]
+    file = (cached or names)[0]
 
     def ask() -> str | None:
-        try:
-            return get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), timeout=20).commit_hash
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
-            said = f"The LoRA repository {repo} has no file {file}."
-            raise HfsynError(said, "Name it: --set generate.lora_file=FILE.safetensors") from None
+        nonlocal file
+        for name in names:
+            try:
+                commit = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=20).commit_hash
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError):
+                    raise
+                continue
+            file = name
+            return commit
+        said = f"The LoRA repository {repo} has no file {' or '.join(names)}."
+        raise HfsynError(said, "Name it: --set generate.lora_file=FILE.safetensors")
 
     hint = f"Fetch it with a network (`hf download {repo} {file}`), or name a local file."
     commit = commit_of(repo, revision, file, ask, what="LoRA", hint=hint)
     known = part.lora_tuned_on
     with suppress(HfHubHTTPError, OSError, ValueError):  # most repositories have no such file
         known = known or _tuned_on(Path(hf_hub_download(repo, TUNING, revision=commit)))
-    return part.model_copy(update={"lora_revision": commit, "lora_tuned_on": known})
+    named = BY_CLASS if file == BY_CLASS else part.lora_file
+    return part.model_copy(update={"lora_file": named, "lora_revision": commit, "lora_tuned_on": known})
 
 
 def _tuned_on(path: Path) -> str | None:

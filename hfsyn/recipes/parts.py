@@ -160,8 +160,8 @@ class GeneratePart(Part):
     lora: Text | None = None
     """LoRA weights to add to the model: a Hub id, a local folder or a file. Safetensors only."""
     lora_file: Text | None = None
-    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`, or `lora_by_class.json` if the
-    folder has one, from `tune.per_class`: then each class is drawn with its own.
+    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`, or `lora_by_class.json` if it
+    has one, from `tune.per_class`: then each class is drawn with its own.
     """
     lora_revision: Text | None = None
     """Hub revision of the LoRA; null is resolved to a commit sha, or to the file's content, when the run starts."""

@@ -198,7 +198,8 @@ def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str
     what += ", one file for each class," if part.per_class else ""
     where = f"{_HERE}/{PIPELINE}" if part.full else "HFSYN/MODELS/GENERATOR" if base.model == BUILTIN else base.model
     use = f'pipe = DiffusionPipeline.from_pretrained("{where}")'
-    use += "" if part.full else f'\npipe.load_lora_weights("{_HERE}{"/classes/WNID" if part.per_class else ""}")'
+    below = ', subfolder="classes/WNID"' if part.per_class else ""
+    use += "" if part.full else f'\npipe.load_lora_weights("{_HERE}"{below})'
     set_it = f"generate.model={_HERE}/{PIPELINE}" if part.full else f"generate.lora={_HERE}"
     source = f"[{examples.title}]({examples.page})" if examples.page else examples.title
     at = f" at `{base.revision}`" if base.revision else ""

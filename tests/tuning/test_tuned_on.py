@@ -91,3 +91,24 @@ def test_weights_are_published_with_a_card_and_pinned_from_there_with_what_they_
         assert pinned == [hub.head("model", "alice/lora"), "shapes"]
         refused = client.hfsyn(*tuning, "--push-to-hub", "nobody")
         assert (refused.code, "'nobody' is not a name on the Hub" in refused.err) == (2, True)
+
+
+def test_loras_by_class_are_pinned_from_where_they_are_published_and_taken_from_there(tmp_path: Path) -> None:
+    listed = {"star": {"file": f"classes/star/{FILE}", "sha256": "0" * 64}}
+    seen = {"tuned_on": {"reference": "shapes"}}
+    with Hub(tmp_path / "hub") as hub, Client(hub, tmp_path) as client:
+        files = {"lora_by_class.json": json.dumps(listed).encode(), "tuning.json": json.dumps(seen).encode()}
+        hub.add_repo("model", "alice/lora")
+        head = hub.add_commit("model", "alice/lora", files)
+        hub.add_repo("model", "alice/empty")
+        hub.add_commit("model", "alice/empty", {"README.md": b""})
+        code = (
+            "from hfsyn.models.loras import ClassLoras, pin_lora\nfrom hfsyn.recipes.recipe import load_recipe\n"
+            "part = pin_lora(load_recipe('shapes-cip', ['generate.lora=alice/lora']).generate)\n"
+            "files = ClassLoras(None, part)._files\n"
+            "result = [part.lora_file, part.lora_by_class, part.lora_revision, part.lora_tuned_on, list(files)]"
+        )
+        assert client.python(code) == ["lora_by_class.json", True, head, "shapes", ["star"]]
+        assert client.python(code, HF_HUB_OFFLINE="1")[:3] == ["lora_by_class.json", True, head]
+        refused = client.hfsyn("build", "shapes-cip", "--set", "generate.lora=alice/empty", "--out", tmp_path / "x")
+        assert (refused.code, "has no file pytorch_lora_weights.safetensors or lora_by" in refused.err) == (2, True)

@@ -291,7 +291,8 @@ def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_b
     row = rows[3]  # the first of its class, after three of another, and four would be a batch
     part = run.recipe.generate
     pipe, _ = load_pipeline(part.model_copy(update={"lora": None, "lora_file": None}), None)
-    pipe.load_lora_weights(tmp_path / "out" / "classes" / row["wnid"])
+    assert 'load_lora_weights("PATH/TO/THIS/FOLDER", subfolder="classes/WNID")' in (tmp_path / "out/README.md").read_text()
+    pipe.load_lora_weights(tmp_path / "out", subfolder=f"classes/{row['wnid']}")
     draw = [torch.Generator().manual_seed(row["seed"]) for _ in range(4)]
     (image, *_) = pipe([row["prompt"]] * 4, generator=draw, num_inference_steps=2, guidance_scale=2.5).images
     assert np.abs(np.asarray(image, dtype=int) - np.asarray(row["image"], dtype=int)).max() <= 1
