@@ -26,7 +26,7 @@ from typing import Any
 
 from builders.errors import brief
 from builders.files import atomic_write, remove_abandoned
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import Recipe, TunePart
@@ -177,7 +177,9 @@ class Tuner:
         from accelerate.utils import reduce
 
         grads = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        flat = reduce(torch.cat([*(grad.flatten() for grad in grads), torch.stack(more)]), "sum")
+        flat = torch.cat([*(grad.flatten() for grad in grads), torch.stack(more)])
+        with together():
+            flat = reduce(flat, "sum")
         *added, sums = flat.split([*(grad.numel() for grad in grads), len(more)])
         for grad, whole in zip(grads, added, strict=True):
             grad.copy_(whole.view_as(grad))
@@ -256,6 +258,15 @@ class Tuner:
                 said = f"The checkpoint {found[-1]} is damaged: {type(error).__name__}: {brief(error)}"
                 raise HfsynError(said, "Delete it; the one before it is then taken.") from None
         return self.done
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Meet the other processes of a launch in here. Raises HfsynError if one of them has stopped, which says why."""
+    try:
+        yield
+    except RuntimeError:
+        raise HfsynError("Another process has stopped.", "See its error.", ExitCode.PARTIAL) from None
 
 
 def checkpoints(folder: Path) -> list[Path]:

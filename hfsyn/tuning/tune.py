@@ -26,7 +26,7 @@ from hfsyn.tuning import kept
 from hfsyn.tuning.cache import Cache
 from hfsyn.tuning.examples import Examples, of_dataset, of_run, pinned_dataset, prior
 from hfsyn.tuning.kept import RESULT
-from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic
+from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic, together
 from hfsyn.tuning.weights import without_lora
 from hfsyn.workers import current_worker, pick_device
 
@@ -70,6 +70,8 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
         said = f"generate.lora is {recipe.generate.lora!r}, and what is tuned is the model itself."
         raise HfsynError(said, "--set generate.lora=null; the new LoRA takes its place.")
     check_own_folder(folder, _OURS, "a tuning")
+    if current_worker().world > 1:
+        pick_device(options.work.device)  # they meet before one of them can stop: the others would wait for it
     if part.dataset is not None:
         part = pinned_dataset(part)
         recipe = recipe if run is not None else pin_generator(recipe)
@@ -81,8 +83,7 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
         return _result(folder)
     examples = _examples(run, part, options)
     worker = current_worker()
-    if worker.is_main:
-        _begin(folder, recipe, examples)
+    _begin(folder, recipe, examples)
     loss = _loaded(recipe, options)
     decks, left_out = _decks(folder, recipe, examples, loss, options)
     if not part.per_class:
@@ -182,11 +183,12 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def wait_for_everyone() -> None:
-    """Wait until all processes of a launch are here."""
+    """Wait until all processes of a launch are here. Raises HfsynError if one has stopped."""
     if current_worker().world > 1:
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()
+        with together():
+            PartialState().wait_for_everyone()
 
 
 def _refuse_other(folder: Path, recipe: Recipe) -> None:
@@ -203,7 +205,7 @@ def _refuse_other(folder: Path, recipe: Recipe) -> None:
 
 
 def _begin(folder: Path, recipe: Recipe, examples: Examples) -> None:
-    """Write down what is tuned on; refuse to go on with other images or prompts."""
+    """Write down what is tuned on; in every process, refuse to go on with other images or prompts."""
     inputs = {"images": len(examples.rows), "sha256": examples.digest}
     path = folder / INPUTS
     if path.is_file():
@@ -212,6 +214,8 @@ def _begin(folder: Path, recipe: Recipe, examples: Examples) -> None:
                 f"{folder} was begun with {plural(there['images'], 'image')}, and these or their prompts have changed."
             )
             raise HfsynError(said, "Choose another --out, or delete that folder.")
+        return
+    if not current_worker().is_main:
         return
     atomic_text(folder / RECIPE, dump_recipe(recipe))
     atomic_text(path, json.dumps(inputs) + "\n")

@@ -15,9 +15,11 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.run import load_run
+from hfsyn.tuning import tune
 from hfsyn.tuning.cache import Cache
 from hfsyn.tuning.examples import of_dataset, of_run
 from hfsyn.tuning.loop import Deck, Tuner
+from hfsyn.workers import Worker
 
 FEW = ["tune.steps=2", "tune.batch_size=2", "generate.steps=2"]
 
@@ -44,3 +46,42 @@ def test_an_image_that_a_step_shows_several_times_is_shown_differently_each_time
     assert len({share for _, share, _ in whole}) == len({noise for _, _, noise in whole}) == 12
     assert whole[:3] == told(few)  # the first time as ever
     assert [whole[0::2], whole[1::2]] == [told(many, rank, 2) for rank in (0, 1)]
+
+
+def test_each_process_looks_whether_the_images_have_changed_and_the_main_one_alone_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photographs(tmp_path / "cats", ["a cat", "a dog"])
+    recipe = load_recipe("shapes-cip", [f"tune.dataset={folder}"])
+    assert recipe.tune is not None
+    before = of_dataset(recipe.tune)
+    (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace("dog", "bird"))
+    after = of_dataset(recipe.tune)
+    (tmp_path / "out").mkdir()
+    for rank, there in ((1, False), (0, True)):
+        monkeypatch.setattr("hfsyn.tuning.tune.current_worker", lambda rank=rank: Worker(rank, 2))
+        tune._begin(tmp_path / "out", recipe, before)
+        assert (tmp_path / "out" / "inputs.json").exists() == there
+    for rank in (0, 1):
+        monkeypatch.setattr("hfsyn.tuning.tune.current_worker", lambda rank=rank: Worker(rank, 2))
+        with pytest.raises(HfsynError, match="these or their prompts have changed"):
+            tune._begin(tmp_path / "out", recipe, after)
+
+
+def test_a_process_whose_others_have_stopped_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner, _ = tuner_on(photographs(tmp_path / "cats", ["a cat", "a dog"]), tmp_path / "out", *FEW)
+
+    def gone(*_: Any) -> Any:
+        raise RuntimeError("Connection closed by peer")
+
+    for name in ("tune", "loop"):
+        monkeypatch.setattr(f"hfsyn.tuning.{name}.current_worker", lambda: Worker(1, 2))
+    monkeypatch.setattr("accelerate.utils.reduce", gone)
+    monkeypatch.setattr("accelerate.PartialState", gone)
+    tuner._worker = Worker(1, 2)
+    for meet in (tuner.step, tune.wait_for_everyone):
+        with pytest.raises(HfsynError, match="Another process has stopped") as stopped:
+            meet()
+        assert stopped.value.code == 4
