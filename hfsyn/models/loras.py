@@ -23,6 +23,7 @@ from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls LoRA weights, where a recipe names no file
 TUNING = "tuning.json"  # what `hfsyn tune` says about them
+OF_SPLIT = ", split "  # between a dataset that weights were tuned on and its split, if that is not the usual one
 _ADAPTER = "recipe"
 
 

@@ -21,7 +21,9 @@ from hfsyn.cards.facts import source_facts
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.images.generate_stage import SourcePictures
+from hfsyn.models.loras import OF_SPLIT
 from hfsyn.models.pipelines import call_options, size_of
+from hfsyn.recipes.parts import SourcePart
 from hfsyn.recipes.recipe import Recipe, TunePart
 from hfsyn.rules import seed_of
 from hfsyn.runs.run import Run, check_complete
@@ -56,7 +58,7 @@ class Examples:
     rows: Sequence[Example]
     open: Callable[[DenoisingLoss], Pictures]
     title: str
-    reference: str  # how they are named where datasets are, as far as others may know
+    reference: str  # how they are named where datasets are; a folder of one's own is `./NAME`, which is not opened
     page: str | None = None
     licence: str = "unknown"
     told: str = "with their texts"  # whose texts these are
@@ -110,7 +112,10 @@ def of_run(run: Run, part: TunePart) -> Examples:
     told = f"captioned by `{own.caption.model}`" if own.caption else "without captions"
     told = "with the texts of a file" if own.prompt.captions_file else told
     rows = [Example(spec.source_id, (spec.prompt,), spec.class_name, spec.wnid) for spec in specs]
-    return Examples(rows, opened, facts["title"], own.source.variant, facts["page"], facts["licence"], told)
+    source = own.source
+    named = source.variant if source.path is None else f"{source.variant}=./{Path(source.path).name}"
+    named += "" if source.split == SourcePart.model_fields["split"].default else f"{OF_SPLIT}{source.split}"
+    return Examples(rows, opened, facts["title"], named, facts["page"], facts["licence"], told)
 
 
 def of_dataset(part: TunePart) -> Examples:
@@ -142,7 +147,8 @@ def of_dataset(part: TunePart) -> Examples:
     left_out = {"row without a text": without} if without else {}
     title = repo or Path(part.dataset).expanduser().resolve().name
     page = f"https://huggingface.co/datasets/{repo}/tree/{part.dataset_revision}" if repo else None
-    named = f"{repo}@{part.dataset_revision}" if repo else title
+    named = f"{repo}@{part.dataset_revision}" if repo else f"./{title}"
+    named += "" if part.split == TunePart.model_fields["split"].default else f"{OF_SPLIT}{part.split}"
     return Examples(rows, opened, title, named, page, licence, content=seen, left_out=left_out)
 
 

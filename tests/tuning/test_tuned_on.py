@@ -59,15 +59,18 @@ def test_a_set_says_on_its_card_what_its_lora_was_tuned_on_and_is_the_same_set_w
     ("reference", "said"),
     [
         ("shapes", r"tuned on shapes: copies of real images are copies of these"),
-        ("shapes-context", r"its LoRA was tuned on shapes-context"),
-        ("nobody/nothing@v1.0.0", r"tuned on nobody/nothing@v1\.0\.0, which is not here: compare with these images"),
+        ("shapes-context", r"its generator was tuned on shapes-context"),
+        ("shapes, split test", r"its generator was tuned on shapes, split test"),
+        ("nobody/nothing@v1.0.0", r"tuned on nobody/nothing@v1\.0\.0, which is not compared with: "),
+        ("./shapes", r"tuned on \./shapes, which is not compared with: it is a folder of whoever has tuned it"),
+        ("shapes=./mine", r"tuned on shapes=\./mine, which is not compared with: it is a folder of whoever has tuned it"),
     ],
 )
 def test_fidelity_compares_with_what_a_lora_was_tuned_on_by_itself(tmp_path: Path, reference: str, said: str) -> None:
-    run = drawn(tmp_path, told(tmp_path / "lora", reference))
+    run, compared = drawn(tmp_path, told(tmp_path / "lora", reference)), ("shapes-context", "shapes, split test")
     found = hfsyn.fidelity(str(run), "shapes", features="random:test_resnet", limit=2, device="cpu")
     assert said.replace("\\", "") in " ".join([*found.remarks(), *(row["means"] for row in found.rows())])
-    assert ("against_tuned_on" in found["duplicates"]) == (reference == "shapes-context")
+    assert ("against_tuned_on" in found["duplicates"]) == (reference in compared)
     assert found["tuned_on"] == reference
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from test_tuning import QUIET, captioned, photographs, small
 import hfsyn
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
-from hfsyn.recipes.recipe import load_recipe
+from hfsyn.recipes.recipe import TunePart, load_recipe
 from hfsyn.runs.run import load_run
 from hfsyn.tuning import tune
 from hfsyn.tuning.cache import Cache
@@ -85,3 +86,18 @@ def test_a_process_whose_others_have_stopped_says_so_in_a_line(
         with pytest.raises(HfsynError, match="Another process has stopped") as stopped:
             meet()
         assert stopped.value.code == 4
+
+
+def test_what_weights_were_tuned_on_is_named_so_that_nothing_else_is_meant(tmp_path: Path) -> None:
+    """A folder of one's own is not the variant that is called so, nor is a part of a variant the whole."""
+    mine = photographs(tmp_path / "mine" / "shapes", ["a cat"])
+    assert of_dataset(TunePart(dataset=str(mine))).reference == "./shapes"
+    one = load_run(captioned(tmp_path))
+    assert of_run(one, TunePart()).reference == "shapes"
+    source = one.recipe.source
+    for changes, reference in (
+        ({"path": "/home/alice/first_third"}, "shapes=./first_third"),
+        ({"split": "test"}, "shapes, split test"),
+    ):
+        recipe = one.recipe.model_copy(update={"source": source.model_copy(update=changes)})
+        assert of_run(replace(one, recipe=recipe), TunePart()).reference == reference

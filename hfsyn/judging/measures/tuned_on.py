@@ -1,9 +1,10 @@
-"""The real images that a LoRA was tuned on, for a set that was drawn with it: which, and whether they are here."""
+"""The real images that a generator was tuned on, for a set that was drawn with it: which, and whether they are here."""
 
 from pathlib import Path
 from typing import Any
 
 from hfsyn.errors import HfsynError
+from hfsyn.models.loras import OF_SPLIT
 
 
 def named_by(images: Any, reference: str) -> str | None:
@@ -23,11 +24,18 @@ def named_by(images: Any, reference: str) -> str | None:
     return None
 
 
-def opened_if_here(tuned_on: str, limit: int | None) -> Any:
-    """The images that a LoRA was tuned on; None if they are not here, which `remarks` says."""
+def opened_if_here(tuned_on: str, real: Any, limit: int | None) -> Any:
+    """The images that a generator was tuned on, opened; `real` itself if they are these; a text, why they cannot be
+    compared with, if they are not here or have no classes.
+    """
     from hfsyn.judging.sets.image_set import TRAIN, open_images
 
+    name, _, split = tuned_on.partition(OF_SPLIT)
+    if (real.reference, real.split) == (name, split or TRAIN[0]):
+        return real
+    if "./" in name:  # see `Examples.reference`
+        return "it is a folder of whoever has tuned it"
     try:
-        return open_images(tuned_on, default=TRAIN, limit=limit)
-    except HfsynError:
-        return None
+        return open_images(name, split or None, default=TRAIN, limit=limit)
+    except HfsynError as error:
+        return error.message.rstrip(".")
