@@ -123,6 +123,8 @@ class GeneratePart(Part):
     """Which of the checkpoint's weights: `fp16`, ...; null is the plain ones or, where there are none, the only others;
     their name is filled in when the run starts.
     """
+    tuned_on: Text | None = None
+    """The real images that the model was tuned on, as its `tuning.json` says; filled in when the run starts."""
     scheduler: Scheduler = "default"
     """Sampler; `default` is the checkpoint's own."""
     steps: Annotated[Int, Field(ge=1, le=1000)] = 50

@@ -73,6 +73,8 @@ def keep(folder: Path, recipe: Recipe, loss: DenoisingLoss, tuner: Any, examples
     assert recipe.tune is not None
     with tuner.average.in_place():
         weights = _save_weights(folder, loss, recipe.tune)
+    if recipe.tune.full:  # beside the weights, without what differs when they are made again
+        atomic_text(weights / TUNING, json.dumps({"tuned_on": _seen(examples)["tuned_on"]}, ensure_ascii=False) + "\n")
     _curve(folder, tuner.losses)
     tenth = max(1, len(tuner.losses) // 10)
     result = {
@@ -135,10 +137,10 @@ def push_tuned(folder: Path, repo_id: str, *, private: bool = False, quiet: bool
     Raises HfsynError if the name is not valid, the Hub refuses (exit code 3) or does not answer in time (exit code 4).
     """
     repo = HubRepo(check_repo_id(repo_id), repo_type="model", say=teller(quiet))
-    paths = {path: folder / path for path in (FILE, BY_CLASS, SHEET, CURVE, RESULT)}
-    paths |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(f"classes/*/{FILE}"))}
     whole = folder / PIPELINE  # at the root of the repository, where `from_pretrained` looks for it
-    paths |= {path.relative_to(whole).as_posix(): path for path in sorted(whole.rglob("*")) if path.is_file()}
+    paths = {path.relative_to(whole).as_posix(): path for path in sorted(whole.rglob("*")) if path.is_file()}
+    paths |= {path: folder / path for path in (FILE, BY_CLASS, SHEET, CURVE, RESULT)}
+    paths |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(f"classes/*/{FILE}"))}
     files = {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.is_file()}
     card = (folder / CARD).read_text(encoding="utf-8")
     files[CARD] = LocalFile.made(card.replace(f"{_HERE}/{PIPELINE}", repo_id).replace(_HERE, repo_id))

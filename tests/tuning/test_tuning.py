@@ -246,6 +246,8 @@ def test_all_weights_can_be_tuned_and_are_a_checkpoint(tmp_path: Path) -> None:
     assert all(not torch.equal(a, b) for a, b in pairs)
     assert all(torch.equal(a, b) for a, b in zip(tuned.vae.parameters(), plain.vae.parameters(), strict=True))
     assert len(list((tmp_path / "out" / "samples").glob("*.png"))) == 2 * 4  # before, and after each step
+    beside = {"tuned_on": found["tuned_on"]}  # and no more: the content of the folder is that of the weights
+    assert json.loads((tmp_path / "out" / "pipeline" / "tuning.json").read_text()) == beside
     assert (tmp_path / "out" / "samples.png").is_file()
 
 
@@ -281,6 +283,7 @@ def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_b
     listed = json.loads((tmp_path / "out" / "lora_by_class.json").read_text())
     assert (found["classes"], found["images"], list(listed)) == (2, 4, ["circle", "star"])
     assert len({one["sha256"] for one in listed.values()}) == 2
+    assert found["tuned_on"]["reference"].endswith("=./two")
     drawing = [*few, f"generate.lora={tmp_path / 'out'}", "generate.batch_size=4"]
     run = hfsyn.build("shapes-cip", tmp_path / "run", limit=3, overrides=drawing, num_processes=1, quiet=True)
     rows = run.dataset()
@@ -291,7 +294,8 @@ def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_b
     row = rows[3]  # the first of its class, after three of another, and four would be a batch
     part = run.recipe.generate
     pipe, _ = load_pipeline(part.model_copy(update={"lora": None, "lora_file": None}), None)
-    assert 'load_lora_weights("PATH/TO/THIS/FOLDER", subfolder="classes/WNID")' in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'load_lora_weights("PATH/TO/THIS/FOLDER", subfolder="classes/WNID")' in card
     pipe.load_lora_weights(tmp_path / "out", subfolder=f"classes/{row['wnid']}")
     draw = [torch.Generator().manual_seed(row["seed"]) for _ in range(4)]
     (image, *_) = pipe([row["prompt"]] * 4, generator=draw, num_inference_steps=2, guidance_scale=2.5).images

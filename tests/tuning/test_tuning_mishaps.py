@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,7 @@ def test_each_process_looks_whether_the_images_have_changed_and_the_main_one_alo
             tune._begin(tmp_path / "out", recipe, after)
 
 
-def test_a_process_whose_others_have_stopped_says_so_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_whose_others_have_stopped_says_so_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuner, _ = tuner_on(photographs(tmp_path / "cats", ["a cat", "a dog"]), tmp_path / "out", *FEW)
 
     def gone(*_: Any) -> Any:
@@ -92,12 +89,6 @@ def test_what_weights_were_tuned_on_is_named_so_that_nothing_else_is_meant(tmp_p
     """A folder of one's own is not the variant that is called so, nor is a part of a variant the whole."""
     mine = photographs(tmp_path / "mine" / "shapes", ["a cat"])
     assert of_dataset(TunePart(dataset=str(mine))).reference == "./shapes"
-    one = load_run(captioned(tmp_path))
-    assert of_run(one, TunePart()).reference == "shapes"
-    source = one.recipe.source
-    for changes, reference in (
-        ({"path": "/home/alice/first_third"}, "shapes=./first_third"),
-        ({"split": "test"}, "shapes, split test"),
-    ):
-        recipe = one.recipe.model_copy(update={"source": source.model_copy(update=changes)})
-        assert of_run(replace(one, recipe=recipe), TunePart()).reference == reference
+    for split, reference in (("train", "shapes"), ("test", "shapes, split test")):
+        run = load_run(captioned(tmp_path, f"source.split={split}", name=split))
+        assert of_run(run, TunePart()).reference == reference

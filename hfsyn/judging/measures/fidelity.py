@@ -91,7 +91,7 @@ class Fidelity(Result):
         if found := copies.get("against_evaluation"):
             rows.append(row("copies of test images", _copies(found), "a classifier must not train on these"))
         if found := copies.get("against_tuned_on"):
-            rows.append(row("copies of tuning images", _copies(found), f"its generator was tuned on {self['tuned_on']}"))
+            rows.append(row("copies of tuning images", _copies(found), f"its model was tuned on {self['tuned_on']}"))
         return rows
 
     def remarks(self) -> list[str]:
@@ -103,7 +103,7 @@ class Fidelity(Result):
             if count <= size
         ]
         if (seen := self.get("tuned_on")) and "tuned_on" not in self["sets"]:
-            told = f"its generator was tuned on {seen}"
+            told = f"its model was tuned on {seen}"
             apart = f"{told}, which is not compared with: {self.get('not_compared')}"
             found.append(apart if "not_compared" in self else f"{told}: copies of real images are copies of these")
         if self["features"]["weights"] == "random":

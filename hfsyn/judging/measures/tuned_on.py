@@ -8,7 +8,9 @@ from hfsyn.models.loras import OF_SPLIT
 
 
 def named_by(images: Any, reference: str) -> str | None:
-    """What the LoRA was tuned on that a run or a published dataset was drawn with; None if there was none."""
+    """What the LoRA, or else the model, was tuned on that a run or a published dataset was drawn with; None if neither
+    says so.
+    """
     from builders.runs import layout
     from hfsyn.judging.sets.references import without_weight
     from hfsyn.recipes.recipe import load_recipe, stored_recipe
@@ -16,12 +18,14 @@ def named_by(images: Any, reference: str) -> str | None:
     folder = Path(without_weight(reference)).expanduser()
     try:
         if layout.is_run_folder(folder):
-            return stored_recipe(folder).generate.lora_tuned_on
-        if images.hub is not None and images.revision is not None:
-            return load_recipe(f"hf://datasets/{images.hub}@{images.revision}").generate.lora_tuned_on
+            draw = stored_recipe(folder).generate
+        elif images.hub is not None and images.revision is not None:
+            draw = load_recipe(f"hf://datasets/{images.hub}@{images.revision}").generate
+        else:
+            return None
     except HfsynError:  # not a dataset of ours
-        pass
-    return None
+        return None
+    return draw.lora_tuned_on or draw.tuned_on
 
 
 def opened_if_here(tuned_on: str, real: Any, limit: int | None) -> Any:
