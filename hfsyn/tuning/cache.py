@@ -17,12 +17,13 @@ from typing import Any
 
 from builders.files import atomic_write, remove_abandoned
 from hfsyn.images.denoising_loss import Conditions, DenoisingLoss
+from hfsyn.images.tuning import BatchSize
 from hfsyn.progress import Progress
 from hfsyn.tuning.examples import SMALL, UNREADABLE, Example, Examples
 from hfsyn.workers import current_worker
 
 _ROWS = {"images": 256, "prompts": 256}  # in a file
-_BATCH = 8  # of them at once through the autoencoder or the text encoders
+_BATCH = 8  # of them at once through the autoencoder or the text encoders, if there is memory for so many
 _OPEN = 512  # files that are kept open
 _WHY = ("", UNREADABLE, SMALL)
 
@@ -40,6 +41,7 @@ class Cache:
         self._folder, self._examples, self._flip, self.crops = folder, examples, flip, crops
         prompts = {prompt for example in examples.rows for prompt in example.prompts}
         self._prompts = sorted({"", *prompts}) if texts else []
+        self._views = BatchSize(_BATCH * (1 + flip))  # at once, whatever the number of crops is
         self._opened = lru_cache(_OPEN)(_opened)
 
     @cached_property
@@ -78,8 +80,7 @@ class Cache:
         blank = [Image.new("RGB", loss.size)] * self.crops
         whole = [crop for crops in images for crop in (blank if isinstance(crops, str) else crops)]
         views = [view for image in whole for view in ((image, ImageOps.mirror(image)) if self._flip else (image,))]
-        size = _BATCH * (1 + self._flip)  # whatever the number of crops is
-        latents = torch.cat([loss.latents(views[n : n + size]).cpu() for n in range(0, len(views), size)])
+        latents = torch.cat(self._views.over(views, lambda some: loss.latents(some).cpu()))
         return {
             "latents": latents.view(len(images), self.crops * (1 + self._flip), *latents.shape[1:]),
             "left_out": torch.tensor(why, dtype=torch.uint8),

@@ -21,6 +21,7 @@ from hfsyn.cards.facts import source_facts
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.images.generate_stage import SourcePictures
+from hfsyn.images.tuning import BatchSize
 from hfsyn.models.loras import OF_SPLIT
 from hfsyn.models.pipelines import call_options, size_of
 from hfsyn.recipes.parts import SourcePart
@@ -305,18 +306,23 @@ def prior(recipe: Recipe, examples: Examples) -> Examples | None:
 
 
 def drawn(loss: DenoisingLoss, recipe: Recipe, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
-    """Images of the pipeline as it is now, each of its own seed."""
+    """Images of the pipeline as it is now, each of its own seed, in batches of the recipe's size at most."""
     import torch
 
     draw, was_training = recipe.generate, loss.network.training
+
+    def some(asked: Sequence[tuple[str, int]]) -> list[Any]:
+        images: list[Any] = loss.pipe(
+            [prompt for prompt, _ in asked],
+            num_inference_steps=draw.steps,
+            generator=[torch.Generator().manual_seed(seed) for _, seed in asked],
+            **size_of(loss.pipe, draw),
+            **call_options(loss.pipe, draw, recipe.prompt.negative, len(asked)),
+        ).images
+        return images
+
     loss.network.eval()
     with torch.no_grad():
-        images: list[Any] = loss.pipe(
-            list(prompts),
-            num_inference_steps=draw.steps,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            **size_of(loss.pipe, draw),
-            **call_options(loss.pipe, draw, recipe.prompt.negative, len(prompts)),
-        ).images
+        batches = BatchSize(draw.batch_size).over(list(zip(prompts, seeds, strict=True)), some)
     loss.network.train(was_training)
-    return images
+    return [image for batch in batches for image in batch]

@@ -28,6 +28,7 @@ from builders.errors import brief
 from builders.files import atomic_write, remove_abandoned
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import Recipe, TunePart
 from hfsyn.rules import seed_of
@@ -136,7 +137,20 @@ class Tuner:
         )
 
     def step(self) -> float:
-        """One step of the optimizer; returns the mean loss of its images, those of each deck weighed."""
+        """One step of the optimizer; returns the mean loss of its images, those of each deck weighed.
+
+        Raises HfsynError if the loss is not finite, there is too little memory, or another process has stopped.
+        """
+        try:
+            return self._step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            hint = f"Set --gradient-accumulation-steps {2 * self._parts} or --gradient-checkpointing."
+            said = f"There is too little memory for a step of tune.batch_size {self._part.batch_size}"
+            raise HfsynError(f"{said} ({brief(error, 160)}).", hint) from None
+
+    def _step(self) -> float:
         import torch
 
         began, busy = time.monotonic(), time.process_time()

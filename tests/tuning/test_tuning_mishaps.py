@@ -17,7 +17,7 @@ from hfsyn.recipes.recipe import TunePart, load_recipe
 from hfsyn.runs.run import load_run
 from hfsyn.tuning import tune
 from hfsyn.tuning.cache import Cache
-from hfsyn.tuning.examples import of_dataset, of_run
+from hfsyn.tuning.examples import drawn, of_dataset, of_run
 from hfsyn.tuning.loop import Deck, Tuner
 from hfsyn.workers import Worker
 
@@ -92,3 +92,30 @@ def test_what_weights_were_tuned_on_is_named_so_that_nothing_else_is_meant(tmp_p
     for split, reference in (("train", "shapes"), ("test", "shapes, split test")):
         run = load_run(captioned(tmp_path, f"source.split={split}", name=split))
         assert of_run(run, TunePart()).reference == reference
+
+
+def test_too_little_memory_makes_smaller_batches_or_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photographs(tmp_path / "cats", [f"cat {number}" for number in range(9)])
+    tuner, loss = tuner_on(folder, tmp_path / "out", *FEW)
+    recipe, whole, latents = tuner._recipe, tuner._decks[0].cache, DenoisingLoss.latents
+    assert recipe.tune is not None
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB")
+
+    monkeypatch.setattr(DenoisingLoss, "latents", lambda self, some: latents(self, some) if len(some) < 5 else full())
+    small = Cache(tmp_path / "small", of_dataset(recipe.tune))
+    small.fill(loss, quiet=True)
+    assert "too little memory for batches of 16; going on with 8" in capsys.readouterr().err
+    for mirrored in (False, True):
+        numbers = list(range(9))
+        assert torch.allclose(small.latents(numbers, [mirrored] * 9), whole.latents(numbers, [mirrored] * 9), atol=1e-5)
+    asked: list[int] = []
+    monkeypatch.setattr("hfsyn.tuning.examples.call_options", lambda *given: asked.append(given[-1]) or {})
+    few = recipe.with_fields("generate", batch_size=2)
+    assert (len(drawn(loss, few, ["a cat"] * 5, range(5))), asked) == (5, [2, 2, 1])
+    monkeypatch.setattr(Tuner, "_losses", full)
+    with pytest.raises(HfsynError, match=r"too little memory for a step .*8\.00 GiB.*accumulation-steps 2 or"):
+        tuner.step()
