@@ -19,13 +19,13 @@ from builders.files import atomic_write, remove_abandoned
 from hfsyn.images.denoising_loss import Conditions, DenoisingLoss
 from hfsyn.images.tuning import BatchSize
 from hfsyn.progress import Progress
-from hfsyn.tuning.examples import SMALL, UNREADABLE, Example, Examples
+from hfsyn.tuning.examples import FLAT, SMALL, UNREADABLE, Example, Examples
 from hfsyn.workers import current_worker
 
 _ROWS = {"images": 256, "prompts": 256}  # in a file
 _BATCH = 8  # of them at once through the autoencoder or the text encoders, if there is memory for so many
 _OPEN = 512  # files that are kept open
-_WHY = ("", UNREADABLE, SMALL)
+_WHY = ("", UNREADABLE, SMALL, FLAT)
 
 
 class Cache:

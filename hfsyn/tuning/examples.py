@@ -21,6 +21,7 @@ from hfsyn.cards.facts import source_facts
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.images.generate_stage import SourcePictures
+from hfsyn.images.generator import FLAT_RANGE
 from hfsyn.images.tuning import BatchSize
 from hfsyn.models.loras import OF_SPLIT
 from hfsyn.models.pipelines import call_options, size_of
@@ -34,10 +35,11 @@ from hfsyn.runs.stage import read_captions
 TEXT_COLUMNS = ("prompt", "prompts", "text", "texts", "caption", "captions", "sentence", "sentences")
 """Names of columns that may hold the texts, the first that is there is taken."""
 UNREADABLE, SMALL = "image that cannot be read", "image that is smaller than the resolution"
+FLAT = "image of the model itself that its safety checker flagged, or in which nothing is"
 """Why an image is left out when it is encoded."""
 Pictures = Callable[[Sequence[int]], list[Any]]
-"""Of each number its RGB images at the size of the recipe, one for each crop, or why it is left out: `UNREADABLE` or
-`SMALL`.
+"""Of each number its RGB images at the size of the recipe, one for each crop, or why it is left out: `UNREADABLE`,
+`SMALL` or `FLAT`.
 """
 _SAMPLED = 8  # images whose bytes go into the content of a dataset
 
@@ -297,8 +299,17 @@ def prior(recipe: Recipe, examples: Examples) -> Examples | None:
 
     def opened(loss: DenoisingLoss) -> Pictures:
         def pictures(numbers: Sequence[int]) -> list[Any]:
-            seeds = [seed_of(recipe.seed, rows[number].key, purpose="tune-prior") for number in numbers]
-            return [[one] for one in drawn(loss, recipe, [rows[number].prompts[0] for number in numbers], seeds)]
+            found: dict[int, Any] = {}
+            for attempt in range(recipe.generate.max_retries + 1):
+                if not (left := [number for number in numbers if number not in found]):
+                    break
+                seeds = [seed_of(recipe.seed, rows[number].key, attempt, purpose="tune-prior") for number in left]
+                images = drawn(loss, recipe, [rows[number].prompts[0] for number in left], seeds)
+                # What the safety checker flags is painted black.
+                spans = [max(high - low for low, high in image.convert("RGB").getextrema()) for image in images]
+                drawn_now = zip(left, images, spans, strict=True)
+                found |= {number: [image] for number, image, span in drawn_now if span >= FLAT_RANGE}
+            return [found.get(number, FLAT) for number in numbers]
 
         return pictures
 

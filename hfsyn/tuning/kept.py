@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Album:
         loss = self._loss
         seeds = [seed_of(self._recipe.seed, row.key, purpose="tune-sample") for row in self._rows]
         loss.rest_to(loss.device)
-        with self._tuner.average.in_place():
+        with self._tuner.average.in_place(), _unchecked(loss.pipe):
             images = drawn(loss, self._recipe, [row.prompts[0] for row in self._rows], seeds)
         loss.rest_to("cpu", self._tuner.networks)
         for number, image in enumerate(images):
@@ -60,6 +61,17 @@ class Album:
         title = f"{self._recipe.name}: the same prompts and seeds while the generator is tuned"
         sheet = contact_sheet(title, [f"step {int(step):,}" for step in there], rows)
         save_png(sheet, self._folder / SHEET)
+
+
+@contextmanager
+def _unchecked(pipe: Any) -> Iterator[None]:
+    """Without the safety checker, which paints black what a half-tuned model draws; it stays part of the pipeline."""
+    checker = getattr(pipe, "safety_checker", None)
+    object.__setattr__(pipe, "safety_checker", None)  # the pipeline itself would note that it has none
+    try:
+        yield
+    finally:
+        object.__setattr__(pipe, "safety_checker", checker)
 
 
 def sampled(rows: Sequence[Example], count: int) -> list[Example]:

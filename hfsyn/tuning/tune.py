@@ -169,6 +169,7 @@ def _decks(
         if not shown:
             width, height = loss.size
             hint = f"The resolution is {width}x{height}: --set generate.width=... and height, or tune.enlarge=true"
+            hint = "Name other tune.prior_prompts, or set generate.safety_checker to false." if name else hint
             raise HfsynError(f"None of the images of {one.title} is shown: {said}.", hint)
         if why and current_worker().is_main:
             print(f"hfsyn: left out: {said}", file=sys.stderr)

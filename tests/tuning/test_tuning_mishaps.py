@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_tuning import QUIET, captioned, photographs, small
+from PIL import Image
+from test_tuning import captioned, photographs, small
 
-import hfsyn
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.recipes.recipe import TunePart, load_recipe
 from hfsyn.runs.run import load_run
 from hfsyn.tuning import tune
 from hfsyn.tuning.cache import Cache
-from hfsyn.tuning.examples import drawn, of_dataset, of_run
+from hfsyn.tuning.examples import FLAT, drawn, of_dataset, of_run, prior
+from hfsyn.tuning.kept import Album
 from hfsyn.tuning.loop import Deck, Tuner
 from hfsyn.workers import Worker
 
@@ -119,3 +119,36 @@ def test_too_little_memory_makes_smaller_batches_or_is_said_in_a_line(
     monkeypatch.setattr(Tuner, "_losses", full)
     with pytest.raises(HfsynError, match=r"too little memory for a step .*8\.00 GiB.*accumulation-steps 2 or"):
         tuner.step()
+
+
+def test_black_pictures_of_a_safety_checker_are_neither_learnt_nor_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = [*small("sd-1.5", tmp_path), "generate.safety_checker=true", "generate.max_retries=1"]
+    folder = photographs(tmp_path / "cats", ["a cat", "a dog"])
+    tuner, loss = tuner_on(
+        folder, tmp_path / "out", *FEW, *model, "tune.prior_images=3", 'tune.prior_prompts=["a cat"]'
+    )
+    recipe, examples = tuner._recipe, tuner._decks[0].cache._examples
+    own = prior(recipe, examples)
+    assert own is not None
+    loss.pipe.safety_checker.concept_embeds_weights.data.fill_(-10)  # which flags everything
+    assert own.open(loss)([0, 2]) == [FLAT, FLAT]
+    cache = Cache(tmp_path / "prior", own)
+    cache.fill(loss, quiet=True)
+    assert cache.usable() == ([], {FLAT: 3})
+    Album(tmp_path / "out", recipe, tuner, loss, examples.rows[:1]).draw(0)
+    low, high = Image.open(tmp_path / "out" / "samples" / "step-00000000-0.png").convert("L").getextrema()
+    assert high - low > 4
+    assert type(loss.pipe.safety_checker).__name__ == loss.pipe.config["safety_checker"][1]
+    # One that was black is drawn again, from another seed.
+    asked: list[list[int]] = []
+
+    def second(_: Any, __: Any, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        asked.append(seeds)
+        good = Image.linear_gradient("L")
+        return [good if number or len(asked) > 1 else Image.new("RGB", (8, 8)) for number in range(len(prompts))]
+
+    monkeypatch.setattr("hfsyn.tuning.examples.drawn", second)
+    assert FLAT not in own.open(loss)([0, 1])
+    assert ([len(seeds) for seeds in asked], asked[1][0] in asked[0]) == ([2, 1], False)
