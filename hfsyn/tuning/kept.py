@@ -44,7 +44,7 @@ class Album:
         loss.rest_to(loss.device)
         with self._tuner.average.in_place(), _unchecked(loss.pipe):
             images = drawn(loss, self._recipe, [row.prompts[0] for row in self._rows], seeds)
-        loss.rest_to("cpu", self._tuner.networks)
+        loss.rest_to("cpu", self._tuner.working)
         for number, image in enumerate(images):
             save_png(image, self._folder / SAMPLES / f"step-{step:08d}-{number}.png")
         self._sheet()

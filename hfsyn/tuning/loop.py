@@ -97,6 +97,9 @@ class Tuner:
         self._parts = parts
         self.weights = trained_weights(loss, self._part, recipe.seed)
         self.networks = list(trained_networks(loss, self._part).values())
+        texts = [part for name, part in loss.pipe.components.items() if name.startswith("text_encoder")]
+        self.working = [*self.networks, *(texts if self._part.text_encoder else ())]
+        """What stays on the device between samples: a step encodes its prompts itself if text encoders are trained."""
         self.average = Average(self.weights, self._part.ema)
         self._optimizer = _optimizer(self.weights, self._part)
         self._shape = tuple(decks[0].cache.latents([decks[0].number(0)], [False]).shape[1:])

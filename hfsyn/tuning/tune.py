@@ -114,7 +114,7 @@ def _tune_one(
     assert recipe.tune is not None
     worker, steps = current_worker(), recipe.tune.steps
     tuner = Tuner(recipe, loss, decks, folder, parts=options.accumulation)
-    loss.rest_to("cpu", tuner.networks)  # what is only needed to draw, while the others are tuned
+    loss.rest_to("cpu", tuner.working)  # what is only needed to draw, while the others are tuned
     if options.checkpointing:
         loss.network.enable_gradient_checkpointing()
     if (begun := tuner.resume()) and worker.is_main and not options.work.quiet:

@@ -33,6 +33,11 @@ def trained_weights(loss: DenoisingLoss, part: TunePart, seed: int) -> dict[str,
 
     Raises HfsynError if `part.targets` match no layer.
     """
+    import torch
+
+    for rest in loss.pipe.components.values():
+        if isinstance(rest, torch.nn.Module):
+            rest.requires_grad_(False)
     found: dict[str, Any] = {}
     for prefix, network in trained_networks(loss, part).items():
         network.requires_grad_(part.full)

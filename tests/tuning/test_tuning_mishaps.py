@@ -152,3 +152,15 @@ def test_black_pictures_of_a_safety_checker_are_neither_learnt_nor_sampled(
     monkeypatch.setattr("hfsyn.tuning.examples.drawn", second)
     assert FLAT not in own.open(loss)([0, 1])
     assert ([len(seeds) for seeds in asked], asked[1][0] in asked[0]) == ([2, 1], False)
+
+
+def test_text_encoders_that_are_not_trained_stay_and_collect_no_gradients(tmp_path: Path) -> None:
+    folder, model = photographs(tmp_path / "cats", ["a cat", "a dog"]), small("sd-3-medium", tmp_path)
+    tuner, loss = tuner_on(folder, tmp_path / "out", *FEW, *model, "tune.text_encoder=true")
+    tuner.step()
+    assert [part.grad for part in loss.pipe.text_encoder_3.parameters() if part.grad is not None] == []
+    assert [part.grad for part in loss.pipe.text_encoder.parameters() if part.grad is not None] != []
+    loss.rest_to("meta", tuner.working)
+    parts = {name: part.device.type for name, part in loss.pipe.components.items() if isinstance(part, torch.nn.Module)}
+    staying = ["text_encoder", "text_encoder_2", "text_encoder_3", "transformer"]
+    assert [name for name, device in sorted(parts.items()) if device != "meta"] == staying
