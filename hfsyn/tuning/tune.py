@@ -149,6 +149,7 @@ def _loaded(recipe: Recipe, options: TuneOptions) -> DenoisingLoss:
         pick_device(options.work.device),
         allow_pickle=options.work.allow_pickle_weights,
         fresh=fresh,
+        negative=recipe.prompt.negative,
     )
 
 

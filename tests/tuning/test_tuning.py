@@ -108,6 +108,8 @@ class PlainLoop:
         else:
             embeddings, _, *rest = self.pipe.encode_prompt(prompt, num_images_per_prompt=1, **plain)
             pooled = rest[0] if rest else None
+            if not prompt and rest:  # SDXL's guidance has zeros for what is told nothing
+                embeddings, pooled = torch.zeros_like(embeddings), torch.zeros_like(pooled)
         return {"embeddings": embeddings} | ({} if pooled is None else {"pooled": pooled})
 
     def step(self, latents: torch.Tensor, told: Mapping[str, torch.Tensor], shown: list[Any]) -> None:

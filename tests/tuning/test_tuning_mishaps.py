@@ -164,3 +164,15 @@ def test_text_encoders_that_are_not_trained_stay_and_collect_no_gradients(tmp_pa
     parts = {name: part.device.type for name, part in loss.pipe.components.items() if isinstance(part, torch.nn.Module)}
     staying = ["text_encoder", "text_encoder_2", "text_encoder_3", "transformer"]
     assert [name for name, device in sorted(parts.items()) if device != "meta"] == staying
+
+
+def test_a_dropped_caption_of_sdxl_is_what_its_guidance_draws_away_from(tmp_path: Path) -> None:
+    part = load_recipe("shapes-cip", small("sdxl", tmp_path)).generate
+    loss = DenoisingLoss(part, "cpu")
+    _, empty, _, pooled = loss.pipe.encode_prompt(["a cat"], device="cpu", do_classifier_free_guidance=True)
+    told = loss.encode(["a dog", ""])
+    assert torch.equal(told["embeddings"][1:], empty)
+    assert torch.equal(told["pooled"][1:], pooled)
+    assert min(float(rows[0].abs().max()) for rows in told.values()) > 0
+    # With a negative prompt, nothing is drawn away from the empty one.
+    assert float(DenoisingLoss(part, "cpu", negative="ugly").encode([""])["embeddings"].abs().max()) > 0
