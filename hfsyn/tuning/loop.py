@@ -94,7 +94,7 @@ class Tuner:
         if size % (processes * parts):
             said = f"tune.batch_size {size} cannot be divided among {processes} processes and {parts} parts of a step."
             raise HfsynError(said, "Choose others: --num-processes, --gradient-accumulation-steps.")
-        self._parts = parts
+        self._parts, self._logit_mean = parts, _logit_mean(self._part, loss)
         self.weights = trained_weights(loss, self._part, recipe.seed)
         self.networks = list(trained_networks(loss, self._part).values())
         texts = [part for name, part in loss.pipe.components.items() if name.startswith("text_encoder")]
@@ -125,7 +125,7 @@ class Tuner:
         draw = torch.Generator().manual_seed(seed_of(self._recipe.seed, example.key, step, purpose=purpose))
         uniform = float(self._loss.schedule is not None) if part.uniform is None else part.uniform
         evenly, mirrored, dropped, chosen = torch.rand(4, generator=draw, dtype=torch.float64).tolist()
-        normal = torch.randn((), generator=draw, dtype=torch.float64) * part.logit_std + part.logit_mean
+        normal = torch.randn((), generator=draw, dtype=torch.float64) * part.logit_std + self._logit_mean
         # A number below the share is itself even, once it is divided by the share.
         share = evenly / uniform if evenly < uniform else float(torch.sigmoid(normal))
         noise = torch.randn(self._shape, generator=draw)
@@ -297,6 +297,16 @@ def _optimizer(weights: Mapping[str, Any], part: TunePart) -> Any:
     return torch.optim.AdamW(
         list(weights.values()), lr=part.lr, betas=(_BETA1, part.beta2), eps=_EPSILON, weight_decay=part.weight_decay
     )
+
+
+def _logit_mean(part: TunePart, loss: DenoisingLoss) -> float:
+    """The mean of the logits of the shares of noise; a fixed shift of the shares, which samplers of flow matching make
+    and diffusers' scripts train with, is one of the logits.
+    """
+    config = loss.pipe.scheduler.config
+    if part.logit_mean is not None or loss.schedule is not None or config.get("use_dynamic_shifting"):
+        return part.logit_mean or 0.0
+    return math.log(config.get("shift", 1.0))
 
 
 @contextmanager

@@ -176,3 +176,15 @@ def test_a_dropped_caption_of_sdxl_is_what_its_guidance_draws_away_from(tmp_path
     assert min(float(rows[0].abs().max()) for rows in told.values()) > 0
     # With a negative prompt, nothing is drawn away from the empty one.
     assert float(DenoisingLoss(part, "cpu", negative="ugly").encode([""])["embeddings"].abs().max()) > 0
+
+
+def test_stable_diffusion_3_is_shown_the_noise_that_its_shift_makes_of_a_logit_normal_share(tmp_path: Path) -> None:
+    folder, model = photographs(tmp_path / "cats", ["a cat"]), small("sd-3-medium", tmp_path)
+    found = {}
+    for mean in ("null", "0"):
+        tuner, loss = tuner_on(folder, tmp_path / "out", *model, "tune.batch_size=8", f"tune.logit_mean={mean}")
+        found[mean] = [one.share for step in range(10) for one in tuner.shown(step)]
+    shift = loss.pipe.scheduler.config.shift
+    assert shift == 3
+    assert found["null"] == pytest.approx([shift * share / (1 + (shift - 1) * share) for share in found["0"]])
+    assert tuner_on(folder, tmp_path / "other")[0]._logit_mean == 0  # of a network that predicts noise
