@@ -81,7 +81,7 @@ class Tuner:
     """The weights that are trained, and their steps; the same in every process of a launch.
 
     Of each deck as many images are shown in a step. `parts` is into how many each process divides its images of a step.
-    Raises HfsynError if the targets match no layer, or the batch cannot be divided.
+    Raises HfsynError if the targets match no layer. For the `parts` see `check_division`.
     """
 
     def __init__(
@@ -90,10 +90,6 @@ class Tuner:
         assert recipe.tune is not None
         self._recipe, self._part, self._loss = recipe, recipe.tune, loss
         self._decks, self._folder, self._worker = decks, folder, current_worker()
-        size, processes = self._part.batch_size, self._worker.world
-        if size % (processes * parts):
-            said = f"tune.batch_size {size} cannot be divided among {processes} processes and {parts} parts of a step."
-            raise HfsynError(said, "Choose others: --num-processes, --gradient-accumulation-steps.")
         self._parts, self._logit_mean = parts, _logit_mean(self._part, loss)
         self.weights = trained_weights(loss, self._part, recipe.seed)
         self.networks = list(trained_networks(loss, self._part).values())
@@ -275,6 +271,14 @@ class Tuner:
                 said = f"The checkpoint {found[-1]} is damaged: {type(error).__name__}: {brief(error)}"
                 raise HfsynError(said, "Delete it; the one before it is then taken.") from None
         return self.done
+
+
+def check_division(part: TunePart, parts: int) -> None:
+    """Refuse parts of a step, or processes, into which its images cannot be divided."""
+    size, processes = part.batch_size, current_worker().world
+    if size % (processes * parts):
+        said = f"tune.batch_size {size} cannot be divided among {processes} processes and {parts} parts of a step."
+        raise HfsynError(said, "Choose others: --num-processes, --gradient-accumulation-steps.")
 
 
 @contextmanager

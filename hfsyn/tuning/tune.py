@@ -26,8 +26,8 @@ from hfsyn.tuning import kept
 from hfsyn.tuning.cache import Cache
 from hfsyn.tuning.examples import Examples, of_dataset, of_run, pinned_dataset, prior
 from hfsyn.tuning.kept import RESULT
-from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic, together
-from hfsyn.tuning.weights import without_lora
+from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic, check_division, together
+from hfsyn.tuning.weights import check_targets, without_lora
 from hfsyn.workers import current_worker, pick_device
 
 RECIPE, RUN, CACHE, INPUTS = "tuning.yaml", "run", "cache", "inputs.json"
@@ -69,6 +69,7 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
     if recipe.generate.lora is not None:
         said = f"generate.lora is {recipe.generate.lora!r}, and what is tuned is the model itself."
         raise HfsynError(said, "--set generate.lora=null; the new LoRA takes its place.")
+    check_division(part, options.accumulation)
     check_own_folder(folder, _OURS, "a tuning")
     if current_worker().world > 1:
         pick_device(options.work.device)  # they meet before one of them can stop: the others would wait for it
@@ -85,6 +86,7 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
     worker = current_worker()
     _begin(folder, recipe, examples)
     loss = _loaded(recipe, options)
+    check_targets(loss, part)
     decks, left_out = _decks(folder, recipe, examples, loss, options)
     if not part.per_class:
         _tune_one(folder, recipe, loss, decks, replace(examples, left_out={**examples.left_out, **left_out}), options)

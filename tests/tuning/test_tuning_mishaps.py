@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_tuning import captioned, photographs, small
+from test_tuning import QUIET, captioned, photographs, small
 
+import hfsyn
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.recipes.recipe import TunePart, load_recipe
@@ -188,3 +189,19 @@ def test_stable_diffusion_3_is_shown_the_noise_that_its_shift_makes_of_a_logit_n
     assert shift == 3
     assert found["null"] == pytest.approx([shift * share / (1 + (shift - 1) * share) for share in found["0"]])
     assert tuner_on(folder, tmp_path / "other")[0]._logit_mean == 0  # of a network that predicts noise
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "there"),
+    [
+        ({"gradient_accumulation_steps": 3}, "cannot be divided among 1 processes and 3 parts", []),
+        ({"overrides": [*FEW, "tune.targets=[nope]"]}, "match no layer", ["inputs.json", "tuning.yaml"]),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_anything_is_encoded(
+    tmp_path: Path, words: dict[str, Any], said: str, there: list[str]
+) -> None:
+    folder = photographs(tmp_path / "cats", ["a cat", "a dog"])
+    with pytest.raises(HfsynError, match=said):
+        hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), **{"overrides": FEW, **QUIET, **words})
+    assert sorted(path.name for path in (tmp_path / "out").glob("*")) == there
