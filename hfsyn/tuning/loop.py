@@ -170,11 +170,11 @@ class Tuner:
         if self._worker.world > 1:
             summed, spent = self._added_up(summed, spent)
         value = float(summed)
-        if not math.isfinite(value):
-            said = f"The loss is {value} at step {self.done + 1}."
-            raise HfsynError(said, "Lower tune.lr, or set tune.dtype to float32; the last checkpoint is kept.")
-        if self._part.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), self._part.clip_grad)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self._part.clip_grad or math.inf))
+        for what, found in (("loss", value), ("gradient's norm", norm)):
+            if not math.isfinite(found):
+                said = f"The {what} is {found} at step {self.done + 1}."
+                raise HfsynError(said, "Tune into another --out with a lower tune.lr, or with tune.dtype=float32.")
         for group in self._optimizer.param_groups:
             group["lr"] = self._part.lr * _course(self._part, self.done)
         self._optimizer.step()

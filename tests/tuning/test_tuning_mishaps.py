@@ -205,3 +205,14 @@ def test_what_can_be_refused_is_refused_before_anything_is_encoded(
     with pytest.raises(HfsynError, match=said):
         hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), **{"overrides": FEW, **QUIET, **words})
     assert sorted(path.name for path in (tmp_path / "out").glob("*")) == there
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_ends_a_tuning_before_the_weights_are_lost(tmp_path: Path, clip: float) -> None:
+    folder = photographs(tmp_path / "cats", ["a cat", "a dog"])
+    tuner, _ = tuner_on(folder, tmp_path / "out", *FEW, f"tune.clip_grad={clip}")
+    before = {name: weight.detach().clone() for name, weight in tuner.weights.items()}
+    next(iter(tuner.weights.values())).register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(HfsynError, match=r"The gradient's norm is (nan|inf) at step 1\. Tune into another --out"):
+        tuner.step()
+    assert all(torch.equal(weight.detach(), before[name]) for name, weight in tuner.weights.items())
