@@ -16,7 +16,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.models.pipelines import NETWORKS
 from hfsyn.recipes.loading import differing
-from hfsyn.recipes.recipe import Recipe, TunePart, dump_recipe, parse_recipe
+from hfsyn.recipes.parts import PromptPart
+from hfsyn.recipes.recipe import Recipe, TunePart, dump_recipe, is_content_hash, parse_recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.pins import pin_generator
@@ -79,18 +80,34 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
     elif run is None:
         run = prepare(recipe.model_copy(update={"tune": None}), folder / RUN)
     recipe = (run.recipe if run is not None else recipe).model_copy(update={"tune": part})
-    _refuse_other(folder, recipe)
+    there = _begun(folder, recipe)
+    if there is not None and there.dataset == part.dataset and (folder / RESULT).is_file():
+        return _result(folder)  # which may be published when its images are gone
+    examples = _examples(run, part, options)
+    _begin(folder, recipe, examples)
     if (folder / RESULT).is_file():
         return _result(folder)
-    examples = _examples(run, part, options)
-    worker = current_worker()
-    _begin(folder, recipe, examples)
     loss = _loaded(recipe, options)
     check_targets(loss, part)
     decks, left_out = _decks(folder, recipe, examples, loss, options)
-    if not part.per_class:
+    if part.per_class:
+        _tune_by_class(folder, recipe, loss, decks, examples, left_out, options)
+    else:
         _tune_one(folder, recipe, loss, decks, replace(examples, left_out={**examples.left_out, **left_out}), options)
-        return _result(folder)
+    return _result(folder)
+
+
+def _tune_by_class(
+    folder: Path,
+    recipe: Recipe,
+    loss: DenoisingLoss,
+    decks: Sequence[Deck],
+    examples: Examples,
+    left_out: dict[str, int],
+    options: TuneOptions,
+) -> None:
+    """A LoRA for each class, one after another, and the list of them."""
+    assert recipe.tune is not None
     by_class: dict[str, list[int]] = {}
     for number in decks[0].numbers:
         by_class.setdefault(examples.rows[number].wnid, []).append(number)
@@ -101,12 +118,11 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
             own = replace(examples, rows=[examples.rows[number] for number in numbers], left_out={})
             few = [Deck(decks[0].cache, numbers, recipe.seed), *decks[1:]]
             _tune_one(place, recipe, loss, few, own, options)
-            without_lora(loss, part)
+            without_lora(loss, recipe.tune)
         found[wnid] = _result(place)
-    if worker.is_main:
+    if current_worker().is_main:
         kept.keep_by_class(folder, recipe, examples, found, left_out)
     wait_for_everyone()
-    return _result(folder)
 
 
 def _tune_one(
@@ -195,17 +211,25 @@ def wait_for_everyone() -> None:
             PartialState().wait_for_everyone()
 
 
-def _refuse_other(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder that holds the tuning of another recipe, naming what differs."""
+def _begun(folder: Path, recipe: Recipe) -> TunePart | None:
+    """The tuning that a folder holds, None if there is none. Refuses that of another recipe, naming what differs."""
     path = folder / RECIPE
     if not path.is_file():
-        return
+        return None
     there = parse_recipe(read_text(path, "recipe", "It is what was tuned."), str(path))
-    apart = {"name": True, "store": True, "source": {"definition", "path"}}  # which change nothing of what is tuned
+    # What changes nothing of what is tuned, and where things lie here whose content is known.
+    apart: dict[str, Any] = {"name": True, "store": True, "source": {"definition", "path"}}
+    if is_content_hash(recipe.generate.revision):
+        apart["generate"] = {"model"}
+    if recipe.tune is not None and recipe.tune.dataset is not None:
+        apart |= {"source": True, "caption": True, "prompt": PromptPart.model_fields.keys() - {"negative"}}
+        if recipe.tune.dataset_revision is None:
+            apart["tune"] = {"dataset"}
     if found := differing(there, recipe, apart):
         key, old, new = found[0]
         said = f"{folder} holds another tuning: {key} was {old!r} there and is {new!r} now."
         raise HfsynError(said, "Choose another --out, or delete that folder.")
+    return there.tune
 
 
 def _begin(folder: Path, recipe: Recipe, examples: Examples) -> None:

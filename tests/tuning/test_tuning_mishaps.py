@@ -216,3 +216,31 @@ def test_a_gradient_that_is_not_finite_ends_a_tuning_before_the_weights_are_lost
     with pytest.raises(HfsynError, match=r"The gradient's norm is (nan|inf) at step 1\. Tune into another --out"):
         tuner.step()
     assert all(torch.equal(weight.detach(), before[name]) for name, weight in tuner.weights.items())
+
+
+def test_a_tuning_goes_on_if_its_images_and_its_model_have_moved_and_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = photographs(tmp_path / "cats", ["a cat", "a dog"]), tmp_path / "out"
+    model = small("sd-1.5", tmp_path)
+
+    def tuned(folder: Path, *more: str) -> dict[str, Any]:
+        how = [*model, *FEW, "tune.steps=2", *more]
+        return hfsyn.tune("shapes-cip", out, dataset=str(folder), overrides=how, checkpoint_steps=1, **QUIET)
+
+    step = Tuner.step
+    monkeypatch.setattr(Tuner, "step", lambda self: step(self) if self.done < 1 else next(iter(())))
+    with pytest.raises(StopIteration):
+        tuned(folder)
+    monkeypatch.undo()
+    (tmp_path / "sd-1.5").rename(tmp_path / "moved")
+    model[0] = f"generate.model={tmp_path / 'moved'}"
+    folder = folder.rename(tmp_path / "elsewhere")
+    # With images of one's own, no caption and no prompt of the recipe is used.
+    found = tuned(folder, "caption.num_beams=2", "prompt.strategy=basic")
+    assert found["steps"] == 2
+    assert tuned(folder.rename(tmp_path / "again")) == found
+    with pytest.raises(HfsynError, match="these or their prompts have changed"):
+        tuned(photographs(tmp_path / "others", ["a fish", "a dog"]))
+    with pytest.raises(HfsynError, match=r"prompt\.negative was None there and is 'ugly' now"):
+        tuned(tmp_path / "again", "prompt.negative=ugly")
