@@ -226,15 +226,15 @@ class Tuner:
         return {name: tensor.to(self._loss.device, self._loss.network.dtype) for name, tensor in found.items()}
 
     def run(self, every: int, after: Any, *, quiet: bool) -> None:
-        """All steps that are left; a checkpoint is written each `every` steps, and `after(step)` called with it."""
+        """All steps that are left; each `every` steps `after(step)` is called, and a checkpoint written."""
         steps, is_main = self._part.steps, self._worker.is_main
         with Progress("tuning", steps, self.done, quiet=quiet or not is_main, unit="steps") as progress:
             while self.done < steps:
                 self.step()
                 progress.add(1)
                 if is_main and (self.done % every == 0 or self.done == steps):
-                    self.save()
                     after(self.done)
+                    self.save()  # last: what was killed before it is done again
 
     def save(self) -> None:
         """Write a checkpoint, and delete all but the newest."""

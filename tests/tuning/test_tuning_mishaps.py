@@ -244,3 +244,18 @@ def test_a_tuning_goes_on_if_its_images_and_its_model_have_moved_and_are_the_sam
         tuned(photographs(tmp_path / "others", ["a fish", "a dog"]))
     with pytest.raises(HfsynError, match=r"prompt\.negative was None there and is 'ugly' now"):
         tuned(tmp_path / "again", "prompt.negative=ugly")
+
+
+def test_a_tuning_that_was_killed_while_it_drew_samples_draws_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, words = photographs(tmp_path / "cats", ["a cat", "a dog"]), {**QUIET, "samples": 1, "checkpoint_steps": 1}
+    draw = Album.draw
+    monkeypatch.setattr(Album, "draw", lambda self, step: draw(self, step) if step < 1 else next(iter(())))
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), overrides=FEW, **words)
+    monkeypatch.undo()
+    hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), overrides=FEW, **words)
+    drawn_at = sorted(path.name for path in (tmp_path / "out" / "samples").iterdir())
+    assert drawn_at == [f"step-{step:08d}-0.png" for step in range(3)]
