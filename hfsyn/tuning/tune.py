@@ -81,11 +81,11 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
         run = prepare(recipe.model_copy(update={"tune": None}), folder / RUN)
     recipe = (run.recipe if run is not None else recipe).model_copy(update={"tune": part})
     there = _begun(folder, recipe)
-    if there is not None and there.dataset == part.dataset and (folder / RESULT).is_file():
+    if there is not None and there.dataset == part.dataset and _is_done(folder):
         return _result(folder)  # which may be published when its images are gone
     examples = _examples(run, part, options)
     _begin(folder, recipe, examples)
-    if (folder / RESULT).is_file():
+    if _is_done(folder):
         return _result(folder)
     loss = _loaded(recipe, options)
     check_targets(loss, part)
@@ -114,7 +114,7 @@ def _tune_by_class(
     found = {}
     for wnid, numbers in sorted(by_class.items()):
         place = folder / CLASSES / wnid
-        if not (place / RESULT).is_file():
+        if not _is_done(place):
             own = replace(examples, rows=[examples.rows[number] for number in numbers], left_out={})
             few = [Deck(decks[0].cache, numbers, recipe.seed), *decks[1:]]
             _tune_one(place, recipe, loss, few, own, options)
@@ -200,6 +200,15 @@ def _decks(
 def _result(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     return found
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a tuning came to its end, and its weights are still there."""
+    if not (folder / RESULT).is_file():
+        return False
+    weights = folder / str(_result(folder)["weights"])
+    names = json.loads(weights.read_text(encoding="utf-8")) if weights.is_file() and weights.suffix == ".json" else {}
+    return weights.exists() and all((folder / one["file"]).is_file() for one in names.values())
 
 
 def wait_for_everyone() -> None:

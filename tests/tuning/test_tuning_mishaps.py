@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,19 @@ def test_a_tuning_that_was_killed_while_it_drew_samples_draws_them(
     hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), overrides=FEW, **words)
     drawn_at = sorted(path.name for path in (tmp_path / "out" / "samples").iterdir())
     assert drawn_at == [f"step-{step:08d}-0.png" for step in range(3)]
+
+
+def test_a_tuning_whose_weights_are_gone_is_not_done(tmp_path: Path) -> None:
+    folder, out = photographs(tmp_path / "cats", ["a cat", "a dog"]), tmp_path / "out"
+    found = hfsyn.tune("shapes-cip", out, dataset=str(folder), overrides=FEW, **QUIET)
+    (out / found["weights"]).unlink()
+    assert hfsyn.tune("shapes-cip", out, dataset=str(folder), overrides=FEW, **QUIET)["sha256"] == found["sha256"]
+    assert (out / found["weights"]).is_file()
+    # The list of a LoRA for each class is not enough.
+    listed = {"star": {"file": "classes/star/x.safetensors", "sha256": ""}}
+    (out / "lora_by_class.json").write_text(json.dumps(listed))
+    (out / "tuning.json").write_text(json.dumps({"weights": "lora_by_class.json"}))
+    assert not tune._is_done(out)
+    (out / "classes" / "star").mkdir(parents=True)
+    (out / "classes" / "star" / "x.safetensors").touch()
+    assert tune._is_done(out)
