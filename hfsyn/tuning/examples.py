@@ -162,15 +162,19 @@ def _texts(told: Any) -> tuple[str, ...]:
 
 
 def _bytes(stored: Mapping[str, Any] | None) -> bytes:
+    """The file of an image; none if it is not there."""
     stored = stored or {}
-    return stored.get("bytes") or (Path(stored["path"]).read_bytes() if stored.get("path") else b"")
+    try:
+        return stored.get("bytes") or (Path(stored["path"]).read_bytes() if stored.get("path") else b"")
+    except OSError:
+        return b""
 
 
 def _picture(stored: Mapping[str, Any] | None, fit: Callable[[Any], Any]) -> Any:
     try:
         with decoded(_bytes(stored)) as image:
             return fit(image)
-    except (ImageRejected, OSError):
+    except ImageRejected:
         return UNREADABLE
 
 
@@ -197,7 +201,10 @@ def _columns(table: Any, part: TunePart) -> tuple[str, str]:
             raise HfsynError(said, f"Name one of {quoted(able[what]) or 'another dataset'}: --{what}-column")
         if wanted is None and (not names or (what == "text" and names[0] not in usual)):
             said = f"{where} has no column of {what}s that is called {quoted(usual)}; its columns are "
-            raise HfsynError(f"{said}{quoted(schema.names)}.", f"Name it: --{what}-column COLUMN")
+            hint = f"Name it: --{what}-column COLUMN"
+            if what == "image" and not able["image"]:
+                hint = "An image is a file in bytes, or lies beside a metadata.jsonl that has its `file_name`."
+            raise HfsynError(f"{said}{quoted(f'{one.name} ({one.type})' for one in schema)}.", hint)
         found.append(wanted or names[0])
     return found[0], found[1]
 

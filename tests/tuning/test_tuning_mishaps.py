@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +20,7 @@ from hfsyn.recipes.recipe import TunePart, load_recipe
 from hfsyn.runs.run import load_run
 from hfsyn.tuning import tune
 from hfsyn.tuning.cache import Cache
-from hfsyn.tuning.examples import FLAT, drawn, of_dataset, of_run, prior
+from hfsyn.tuning.examples import FLAT, UNREADABLE, drawn, of_dataset, of_run, prior
 from hfsyn.tuning.kept import Album
 from hfsyn.tuning.loop import Deck, Tuner
 from hfsyn.workers import Worker
@@ -276,3 +278,17 @@ def test_a_tuning_whose_weights_are_gone_is_not_done(tmp_path: Path) -> None:
     (out / "classes" / "star").mkdir(parents=True)
     (out / "classes" / "star" / "x.safetensors").touch()
     assert tune._is_done(out)
+
+
+def test_images_whose_files_are_gone_are_counted_and_a_column_of_paths_is_not_one_of_images(tmp_path: Path) -> None:
+    there = {"bytes": (photographs(tmp_path / "cats", ["a cat"]) / "0.png").read_bytes(), "path": None}
+    gone = {"bytes": None, "path": str(tmp_path / "gone" / "0.png")}
+    images = pa.array([there, gone], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    pq.write_table(pa.table({"image": images, "text": ["a cat", "a dog"]}), tmp_path / "two.parquet")
+    examples = of_dataset(TunePart(dataset=str(tmp_path / "two.parquet")))
+    pictures = examples.open(DenoisingLoss(load_recipe("shapes-cip").generate, "cpu"))([0, 1])
+    assert [picture if isinstance(picture, str) else picture[0].size for picture in pictures] == [(32, 32), UNREADABLE]
+    (tmp_path / "paths.csv").write_text("image,text\n0.png,a cat\n")
+    said = r"has no column of images .* its columns are 'image \(string\)', 'text \(string\)'\. An image is a file in bytes"
+    with pytest.raises(HfsynError, match=said):
+        of_dataset(TunePart(dataset=str(tmp_path / "paths.csv")))
