@@ -100,7 +100,7 @@ def keep(folder: Path, recipe: Recipe, loss: DenoisingLoss, tuner: Any, examples
         "finished": time.strftime("%Y-%m-%d"),
         "software": software(),
     }
-    atomic_text(folder / CARD, card_text(examples, recipe, result))
+    atomic_text(folder / CARD, _card(folder, examples, recipe, result))
     return result
 
 
@@ -128,7 +128,7 @@ def keep_by_class(
         "finished": time.strftime("%Y-%m-%d"),
         "software": software(),
     }
-    atomic_text(folder / CARD, card_text(examples, recipe, result))
+    atomic_text(folder / CARD, _card(folder, examples, recipe, result))
     atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -195,13 +195,10 @@ def _curve(folder: Path, losses: Sequence[float]) -> None:
     atomic_write(folder / CURVE, lambda path: figure.savefig(path, format="png", dpi=120))
 
 
-_PICTURES = f"""![The same prompts and seeds while the generator was tuned]({SHEET})
-
-![The loss by step]({CURVE})
-"""
+_PICTURES = {SHEET: "The same prompts and seeds while the generator was tuned", CURVE: "The loss by step"}
 
 
-def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str:
+def _card(folder: Path, examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str:
     """The card of the weights: what they were tuned on, from what, and how to use them."""
     public = published_recipe(recipe)
     part, base = public.tune, public.generate
@@ -218,6 +215,7 @@ def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str
     source = f"[{examples.title}]({examples.page})" if examples.page else examples.title
     at = f" at `{base.revision}`" if base.revision else ""
     of = f"{result['classes']:,} classes of {examples.title}" if result["classes"] else examples.title
+    pictures = "".join(f"![{what}]({name})\n\n" for name, what in _PICTURES.items() if (folder / name).is_file())
     left_out = "".join(f"\nLeft out: {count:,} ({why})." for why, count in result["left_out"].items())
     return f"""---
 {name}library_name: diffusers
@@ -239,8 +237,7 @@ from diffusers import DiffusionPipeline
 
 With hfsyn: `hfsyn build RECIPE --set {set_it}`.
 
-{"" if part.per_class else _PICTURES}
-## Licences
+{pictures}## Licences
 
 | | |
 |---|---|

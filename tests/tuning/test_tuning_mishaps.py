@@ -292,3 +292,12 @@ def test_images_whose_files_are_gone_are_counted_and_a_column_of_paths_is_not_on
     said = r"has no column of images .* its columns are 'image \(string\)', 'text \(string\)'\. An image is a file in bytes"
     with pytest.raises(HfsynError, match=said):
         of_dataset(TunePart(dataset=str(tmp_path / "paths.csv")))
+
+
+def test_a_card_shows_the_pictures_that_are_there(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "cats", ["a cat", "a dog"])
+    for samples in (0, 1):
+        out = tmp_path / f"samples-{samples}"
+        hfsyn.tune("shapes-cip", out, dataset=str(folder), overrides=FEW, **{**QUIET, "samples": samples})
+        card = (out / "README.md").read_text()
+        assert ("](samples.png)" in card, "](loss.png)" in card) == (bool(samples), True)
