@@ -13,9 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
+from builders.errors import size_text
 from builders.files import atomic_write, remove_abandoned
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.denoising_loss import Conditions, DenoisingLoss
 from hfsyn.images.tuning import BatchSize
 from hfsyn.progress import Progress
@@ -71,6 +74,17 @@ class Cache:
                     )
                     progress.add(len(some))
                 self._write(self._file(kind, number), parts)
+                if (kind, number) == next(one for one in mine if one[0] == kind):
+                    left = [n for of, n in work if of == kind and not self._file(kind, n).is_file()]
+                    self._check_room(self._file(kind, number), len(left))
+
+    def _check_room(self, first: Path, left: int) -> None:
+        """Refuse to fill the disk with files like the first one, as many as are left."""
+        needed, free = first.stat().st_size * left, disk_usage(self._folder).free
+        if needed > free:
+            said = f"{self._folder} will take {size_text(needed)} more, and {size_text(free)} are free."
+            hint = "Free some room, and run it again: what is encoded is kept. Or lower tune.crops, or tune.flip=false."
+            raise HfsynError(said, hint, ExitCode.PREFLIGHT)
 
     def _images(self, loss: DenoisingLoss, images: Sequence[Any]) -> dict[str, Any]:
         import torch

@@ -7,8 +7,8 @@ killed tuning continues to the same weights. The error of a step is that of `hfs
 gradients.
 
 TUNED/tuning.yaml                        the recipe with its part `tune`, pinned; written first
-TUNED/cache/                             see `hfsyn.tuning.cache`
-TUNED/checkpoints/step-00000100.pt       weights that are trained, the optimizer, the losses so far
+TUNED/cache/                             see `hfsyn.tuning.cache`; a tuning that is done does not need it
+TUNED/checkpoints/step-00000100.pt       weights that are trained, the optimizer, the losses so far; until it is done
 TUNED/samples/step-00000100.png          the same prompts and seeds, drawn at that step
 TUNED/pytorch_lora_weights.safetensors   what plain diffusers loads; or, of all weights, TUNED/pipeline/
 TUNED/tuning.json                        what came out; written last

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from builders.errors import plural
@@ -145,6 +146,7 @@ def _tune_one(
     if worker.is_main:
         result = kept.keep(folder, recipe, loss, tuner, examples)
         atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        rmtree(folder / CHECKPOINTS, ignore_errors=True)  # several times the weights, and of no more use
     wait_for_everyone()
 
 

@@ -209,7 +209,10 @@ def test_a_killed_tuning_ends_in_the_same_file(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("family", ["sd-1.5", "sd-2.1", "sdxl", "sd-3-medium", "flux-schnell"])
-def test_the_file_draws_the_same_images_in_plain_diffusers(tmp_path: Path, family: str) -> None:
+def test_the_file_draws_the_same_images_in_plain_diffusers(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfsyn.tuning.tune.rmtree", lambda *_, **__: None)  # its checkpoints are looked at
     run = captioned(tmp_path, *small(family, tmp_path))
     beyond = '"conv1"' if family.startswith("sd-1") or family == "sdxl" else '"proj_out"'
     targets = f'tune.targets=["to_q", "to_k", "to_v", "to_out.0", {beyond}]'
@@ -580,7 +583,10 @@ def test_a_wide_photograph_is_shown_in_crops_along_its_longer_side(tmp_path: Pat
     assert views == [8, 2]  # each crop, or the one image that was drawn, and its mirror image
 
 
-def test_the_average_of_the_weights_is_kept_and_not_the_last_ones(tmp_path: Path) -> None:
+def test_the_average_of_the_weights_is_kept_and_not_the_last_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfsyn.tuning.tune.rmtree", lambda *_, **__: None)  # its checkpoints are looked at
     run = captioned(tmp_path, *small("sd-1.5", tmp_path))
     how = ["tune.full=true", "tune.steps=3", "tune.batch_size=2", "tune.ema=0.2", "tune.lr=0.01"]
     hfsyn.tune(run, tmp_path / "out", overrides=how, checkpoint_steps=1, **QUIET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -289,7 +290,7 @@ def test_images_whose_files_are_gone_are_counted_and_a_column_of_paths_is_not_on
     pictures = examples.open(DenoisingLoss(load_recipe("shapes-cip").generate, "cpu"))([0, 1])
     assert [picture if isinstance(picture, str) else picture[0].size for picture in pictures] == [(32, 32), UNREADABLE]
     (tmp_path / "paths.csv").write_text("image,text\n0.png,a cat\n")
-    said = r"has no column of images .* its columns are 'image \(string\)', 'text \(string\)'\. An image is a file in bytes"
+    said = r"has no column of images .* columns are 'image \(string\)', 'text \(string\)'\. An image is a file in bytes"
     with pytest.raises(HfsynError, match=said):
         of_dataset(TunePart(dataset=str(tmp_path / "paths.csv")))
 
@@ -301,3 +302,20 @@ def test_a_card_shows_the_pictures_that_are_there(tmp_path: Path) -> None:
         hfsyn.tune("shapes-cip", out, dataset=str(folder), overrides=FEW, **{**QUIET, "samples": samples})
         card = (out / "README.md").read_text()
         assert ("](samples.png)" in card, "](loss.png)" in card) == (bool(samples), True)
+
+
+def test_a_disk_that_the_cache_would_fill_is_noticed_at_its_first_file_and_checkpoints_go_when_all_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = photographs(tmp_path / "cats", [f"cat {number}" for number in range(5)]), tmp_path / "out"
+    monkeypatch.setattr("hfsyn.tuning.cache._ROWS", {"images": 2, "prompts": 2})
+    monkeypatch.setattr("hfsyn.tuning.cache.disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(HfsynError, match=r"cache will take .* more, and 100 bytes are free") as refused:
+        hfsyn.tune("shapes-cip", out, dataset=str(folder), overrides=FEW, **QUIET)
+    assert refused.value.code == 3
+    assert [path.name for path in (out / "cache").iterdir()] == ["images-00000.safetensors"]
+    first = (out / "cache" / "images-00000.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr("hfsyn.tuning.cache.disk_usage", lambda _: SimpleNamespace(free=10**9))
+    hfsyn.tune("shapes-cip", out, dataset=str(folder), overrides=FEW, **QUIET)
+    assert (out / "cache" / "images-00000.safetensors").stat().st_mtime_ns == first
+    assert not (out / "checkpoints").exists()
