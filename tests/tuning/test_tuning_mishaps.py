@@ -290,7 +290,7 @@ def test_images_whose_files_are_gone_are_counted_and_a_column_of_paths_is_not_on
     pictures = examples.open(DenoisingLoss(load_recipe("shapes-cip").generate, "cpu"))([0, 1])
     assert [picture if isinstance(picture, str) else picture[0].size for picture in pictures] == [(32, 32), UNREADABLE]
     (tmp_path / "paths.csv").write_text("image,text\n0.png,a cat\n")
-    said = r"has no column of images .* columns are 'image \(string\)', 'text \(string\)'\. An image is a file in bytes"
+    said = r"has no column of images .* columns are .*\. An image is a file in bytes"
     with pytest.raises(HfsynError, match=said):
         of_dataset(TunePart(dataset=str(tmp_path / "paths.csv")))
 

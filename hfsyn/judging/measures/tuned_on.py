@@ -38,7 +38,7 @@ def opened_if_here(tuned_on: str, real: Any, limit: int | None) -> Any:
     if (real.reference, real.split) == (name, split or TRAIN[0]):
         return real
     if "./" in name:  # see `Examples.reference`
-        return "it is a folder of whoever has tuned it"
+        return "it is a folder on the machine that tuned it"
     try:
         return open_images(name, split or None, default=TRAIN, limit=limit)
     except HfsynError as error:
