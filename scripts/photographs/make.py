@@ -93,11 +93,13 @@ def main() -> None:
     parser.add_argument("--stage", action="append", choices=[*STAGES], help="this one; may be given several times")
     parser.add_argument("--rehearse", action="store_true", help="everything tiny; what comes out means nothing")
     words = parser.parse_args()
+    out = words.out.resolve()
     if words.rehearse:
         settings.rehearse()
+        out = out / "rehearsal"  # nothing of it may be taken for the real one
     for name in words.stage or STAGES:
         print(f"--- {name}", file=sys.stderr, flush=True)
-        STAGES[name](words.data.resolve(), words.out.resolve())
+        STAGES[name](words.data.resolve(), out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from builders.files import atomic_text
 from builders.yaml import dump, load_file
+from hfsyn.judging.measures.metrics import mean_interval
 from scripts.photographs import settings, teaching
 from scripts.photographs.commands import HERE, hfsyn, read, recipe
 from scripts.photographs.photographs import folders
@@ -145,36 +145,30 @@ def classifiers(data: Path, out: Path) -> None:
     hfsyn(out, "classifiers", "report", out / "bench")
 
 
-def mean_and_error(values: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Mean of all, and its standard error: of the means over each generator, of which there are few, if these differ
-    more than the runs do, and otherwise of all runs.
+def of_sets(values: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Mean and 95 % interval (Student's t) over sets, of each of which there are the values of some classifiers.
+
+    Sets differ by generator and noise; the classifiers of one are alike. Of a single set it is over the classifiers.
     """
-    each = np.array([np.mean(some) for some in values])
-    runs = np.concatenate([np.asarray(some, dtype=float) for some in values])
-    within = runs.std(ddof=1) / math.sqrt(len(runs)) if len(runs) > 1 else math.nan
-    between = each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else 0.0
-    return float(runs.mean()), float(max(within, between))
+    means = [float(np.mean(some)) for some in values]
+    return mean_interval(means if len(means) > 1 else list(values[0]))
 
 
 def summed_up(accuracies: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Accuracy of each arm, and its difference to class names, with standard errors.
+    """Accuracy of each arm, and its difference to class names, with intervals.
 
     `accuracies` are those of each arm of the bench, by seed.
     """
-    by_arm = {
-        arm: [
-            [value for s in settings.GENERATION_SEEDS for value in accuracies[f"{arm} {g}-{s}"]]
-            for g in settings.GENERATORS
-        ]
-        for arm in ARMS
-    }
-    found: dict[str, Any] = {REAL: dict(zip(("mean", "error"), mean_and_error([accuracies[REAL]]), strict=True))}
-    names = by_arm["class names"]
-    for arm, values in by_arm.items():
+    sets = {arm: [accuracies[f"{arm} {g}-{s}"] for g, s in pairs()] for arm in ARMS}
+    found: dict[str, Any] = {REAL: {"accuracy": of_sets([accuracies[REAL]])}}
+    for arm, values in sets.items():
         # The same generator, seed of the noise and seed of the classifier stand side by side.
-        apart = [np.subtract(mine, theirs) for mine, theirs in zip(values, names, strict=True)]
-        found[arm] = dict(zip(("mean", "error"), mean_and_error(values), strict=True))
-        found[arm] |= dict(zip(("over_names", "its_error"), mean_and_error(apart), strict=True))
+        apart = [np.subtract(mine, theirs) for mine, theirs in zip(values, sets["class names"], strict=True)]
+        by_generator = [
+            float(np.mean([np.mean(d) for d, (g, _) in zip(apart, pairs(), strict=True) if g == of]))
+            for of in settings.GENERATORS
+        ]
+        found[arm] = {"accuracy": of_sets(values), "over_names": of_sets(apart), "by_generator": by_generator}
     return found
 
 
@@ -195,12 +189,23 @@ def table(data: Path, out: Path) -> None:
         found[name]["copies"] = float(np.mean([one["duplicates"]["against_real"]["near"] for one in fidelity]))
     found["told"] = {n: read(out / f"informativeness-{n}.json")["gain"] for n in settings.GENERATORS}
     atomic_text(out / "table.json", json.dumps(found, indent=1) + "\n")
-    print("| trained on | accuracy | over class names | Lite0 reads | Fréchet | copies | likeness |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| trained on | accuracy | over class names | of each generator | Lite0 reads | Fréchet | copies | likeness |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name in (REAL, *ARMS):
         row = found[name]
-        over = f"{100 * row['over_names']:+.1f} ± {100 * row['its_error']:.1f}" if "over_names" in row else ""
+        over = of_each = ""
+        if name in ARMS and name != "class names":
+            over = ends(row["over_names"], "+.1f")
+            of_each = ", ".join(f"{100 * one:+.1f}" for one in row["by_generator"])
         print(
-            f"| {name} | {100 * row['mean']:.1f} ± {100 * row['error']:.1f} | {over} | {100 * row['lite0']:.1f} | "
+            f"| {name} | {ends(row['accuracy'], '.1f')} | {over} | {of_each} | {100 * row['lite0']:.1f} | "
             f"{row['frechet']:.0f} | {row['copies']:.1f} | {row['likeness'][0]:.3f}, {row['likeness'][1]:.3f} |"
         )
+
+
+def ends(found: Mapping[str, Any], form: str) -> str:
+    """A mean with its interval, in percent or points."""
+    text = f"{100 * found['mean']:{form}}"
+    return text if found["low"] is None else f"{text} [{100 * found['low']:{form}}, {100 * found['high']:{form}}]"

@@ -25,12 +25,15 @@ import hfsyn
 from builders.errors import HfsynError
 from builders.files import atomic_text
 from builders.runs import layout
+from builders.variants import get_variant
 from hfsyn.cli import cli
 from hfsyn.images.generator import Generated
+from hfsyn.judging.audit.prompts import Axes
 from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.looping import rounds
 from hfsyn.looping.rounds import add_scores
+from hfsyn.recipes.factor_file import load_factors
 from hfsyn.runs.scores import Judge
 from hfsyn.runs.shards import StoredRows
 
@@ -322,6 +325,16 @@ def test_what_is_wrong_in_a_loop_file_is_refused_before_anything_is_written(tmp_
         assert not (tmp_path / "loop").exists()
     with pytest.raises(HfsynError, match="cannot be created"):
         looped(written(tmp_path), tmp_path / "file" / "loop")
+
+
+def test_each_part_of_a_plan_has_levels_of_its_own() -> None:
+    axes = Axes(load_factors("shapes"), get_variant("shapes").classes)
+    opened: Any = SimpleNamespace(axes=axes, seed=lambda *_: 5)
+    parts = [{"images": 8, "levels": {"class": [name]}} for name in ("heart", "star")]
+    rows = rounds._rows(opened, 1, parts, 0)
+    heart, star = ([row["levels"] for row in rows if row["class_name"] == name] for name in ("heart", "star"))
+    assert len(heart) == len(star) == 8
+    assert heart != star
 
 
 def test_status_and_report_show_how_far_a_loop_is(tmp_path: Path, quick: Drawer) -> None:

@@ -95,11 +95,11 @@ def test_a_file_for_other_weights_is_refused(
         Captioner(captioner.part, "cpu", tmp_path)
 
 
-def test_errors_of_the_table_are_those_of_the_generators_where_these_differ() -> None:
-    mean, error = table.mean_and_error([[0.50, 0.52, 0.51, 0.51], [0.60, 0.62, 0.61, 0.61]])
-    assert (mean, error) == pytest.approx((0.56, 0.05))
-    mean, error = table.mean_and_error([[0.50, 0.60, 0.55, 0.55], [0.60, 0.50, 0.55, 0.55]])
-    assert (mean, error) == pytest.approx((0.55, np.std([0.5, 0.6, 0.55, 0.55] * 2, ddof=1) / 8**0.5))
+def test_intervals_of_the_table_are_over_sets_and_not_over_their_classifiers() -> None:
+    found = table.of_sets([[0.50, 0.52, 0.51], [0.60, 0.62, 0.61], [0.50, 0.52, 0.51], [0.60, 0.62, 0.61]])
+    half = 3.182 * np.std([0.51, 0.61, 0.51, 0.61], ddof=1) / 2  # Student's t with 3 degrees of freedom
+    assert (found["mean"], found["high"] - found["mean"]) == pytest.approx((0.56, half), abs=1e-4)
+    assert table.of_sets([[0.5, 0.6, 0.7]])["high"] == pytest.approx(0.6 + 4.303 * 0.1 / 3**0.5, abs=1e-4)
 
 
 def test_an_arm_is_compared_with_class_names_run_by_run() -> None:
@@ -107,10 +107,11 @@ def test_an_arm_is_compared_with_class_names_run_by_run() -> None:
     more = {name.replace("class names", "captions"): [value + 0.01 for value in some] for name, some in names.items()}
     across = {name.replace("class names", "captions across classes"): some for name, some in names.items()}
     found = table.summed_up({table.REAL: [0.6, 0.62, 0.64], **names, **more, **across})
-    assert found["captions"]["over_names"] == pytest.approx(0.01)
-    assert found["captions"]["its_error"] == pytest.approx(0, abs=1e-9)
-    assert found["captions across classes"]["over_names"] == pytest.approx(0)
-    assert found[table.REAL]["mean"] == pytest.approx(0.62)
+    over = found["captions"]["over_names"]
+    assert (over["mean"], over["high"] - over["low"]) == pytest.approx((0.01, 0), abs=1e-9)
+    assert found["captions"]["by_generator"] == pytest.approx([0.01, 0.01])
+    assert found["captions across classes"]["over_names"]["mean"] == pytest.approx(0)
+    assert found[table.REAL]["accuracy"]["mean"] == pytest.approx(0.62)
 
 
 def test_views_are_the_whole_photograph_twice_and_then_crops_of_it() -> None:
