@@ -45,6 +45,7 @@ class Cache:
         prompts = {prompt for example in examples.rows for prompt in example.prompts}
         self._prompts = sorted({"", *prompts}) if texts else []
         self._views = BatchSize(_BATCH * (1 + flip))  # at once, whatever the number of crops is
+        self._texts = BatchSize(_BATCH)
         self._opened = lru_cache(_OPEN)(_opened)
 
     @cached_property
@@ -69,8 +70,10 @@ class Cache:
                 parts = []
                 for first in rows[kind, number][::_BATCH]:
                     some = range(first, min(first + _BATCH, rows[kind, number].stop))
-                    parts.append(
-                        self._images(loss, pictures(some)) if pictures and kind == "images" else self._told(loss, some)
+                    parts += (
+                        [self._images(loss, pictures(some))]
+                        if pictures and kind == "images"
+                        else self._texts.over(some, lambda rows: self._told(loss, rows))
                     )
                     progress.add(len(some))
                 self._write(self._file(kind, number), parts)
@@ -100,7 +103,7 @@ class Cache:
             "left_out": torch.tensor(why, dtype=torch.uint8),
         }
 
-    def _told(self, loss: DenoisingLoss, rows: range) -> dict[str, Any]:
+    def _told(self, loss: DenoisingLoss, rows: Sequence[int]) -> dict[str, Any]:
         return {name: part.cpu() for name, part in loss.encode([self._prompts[n] for n in rows]).items()}
 
     @staticmethod

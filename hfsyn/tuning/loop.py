@@ -286,7 +286,9 @@ def together() -> Iterator[None]:
     """Meet the other processes of a launch in here. Raises HfsynError if one of them has stopped, which says why."""
     try:
         yield
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise HfsynError("Another process has stopped.", "See its error.", ExitCode.PARTIAL) from None
 
 

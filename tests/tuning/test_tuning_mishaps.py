@@ -110,13 +110,18 @@ def test_too_little_memory_makes_smaller_batches_or_is_said_in_a_line(
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB")
 
+    encode = DenoisingLoss.encode
     monkeypatch.setattr(DenoisingLoss, "latents", lambda self, some: latents(self, some) if len(some) < 5 else full())
+    monkeypatch.setattr(DenoisingLoss, "encode", lambda self, some: encode(self, some) if len(some) < 5 else full())
     small = Cache(tmp_path / "small", of_dataset(recipe.tune))
     small.fill(loss, quiet=True)
     assert "too little memory for batches of 16; going on with 8" in capsys.readouterr().err
     for mirrored in (False, True):
         numbers = list(range(9))
         assert torch.allclose(small.latents(numbers, [mirrored] * 9), whole.latents(numbers, [mirrored] * 9), atol=1e-5)
+    prompts = [example.prompts[0] for example in whole._examples.rows]
+    for name, rows in small.conditions(prompts).items():
+        assert torch.allclose(rows, whole.conditions(prompts)[name], atol=1e-5)
     asked: list[int] = []
     monkeypatch.setattr("hfsyn.tuning.examples.call_options", lambda *given: asked.append(given[-1]) or {})
     few = recipe.with_fields("generate", batch_size=2)
