@@ -159,7 +159,7 @@ def _shared(digests: Mapping[str, Mapping[str, Any]], entries: Sequence[Mapping[
         "least": TRIED_DATASETS[0],
         "tried": TRIED_DATASETS,
         "starting": [digest["config"] for digest in every if digest.get("starts_from") == "source"],
-        "tuned_on": sorted({str(digest["lora_tuned_on"]) for digest in every if digest.get("lora_tuned_on")}),
+        "tuned_on": sorted({str(d[key]) for d in every for key in ("lora_tuned_on", "tuned_on") if d.get(key)}),
         "strategies": {digest["strategy"]: get_strategy(digest["strategy"]) for digest in every},
     }
 

@@ -93,10 +93,11 @@ class CardFacts:
             "lora": draw.lora if of_images else None,
             "lora_revision": draw.lora_revision if of_images else None,
             "lora_tuned_on": draw.lora_tuned_on if of_images else None,
+            "tuned_on": draw.tuned_on if of_images else None,
             "scores": bool(self.manifest.get("judges")) and of_images,
             "in_progress": self.in_progress,
         }
-        optional = ("scores", "shards", "source", "starts_from", "lora", "lora_revision", "lora_tuned_on")
+        optional = ("scores", "shards", "source", "starts_from", "lora", "lora_revision", "lora_tuned_on", "tuned_on")
         return {key: value for key, value in found.items() if value or key not in optional}
 
 

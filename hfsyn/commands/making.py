@@ -227,7 +227,8 @@ def tune(recipe: str, out: str, as_json: bool, quiet: bool, **words: Any) -> Non
         if not (as_json or quiet):
             first, last = found["loss"]["first"], found["loss"]["last"]
             said = f"{found['steps']} steps on {plural(found['images'], 'image')}: loss {first:.4f} -> {last:.4f}"
-            click.echo(f"{said}\nsamples: {Path(out) / 'samples.png'}", err=True)
+            sheet = Path(out) / "samples.png"
+            click.echo(f"{said}\nsamples: {sheet}" if sheet.is_file() else said, err=True)
             if "published" in found:
                 click.echo(f"published: {found['published']}", err=True)
         echo(found, out, as_json=as_json, quiet=quiet)

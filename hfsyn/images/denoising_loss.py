@@ -29,12 +29,19 @@ class OtherFamilyError(HfsynError):
 class DenoisingLoss:
     """Of a recipe's generator: Stable Diffusion 1, 2 and XL (noise or velocity), Stable Diffusion 3 and FLUX (flow).
 
-    `fresh` names parts that begin with random weights, as in `load_pipeline`. Raises HfsynError if the model cannot be
+    `fresh` names parts that begin with random weights, as in `load_pipeline`; `negative` is the recipe's negative
+    prompt, of which only matters whether there is one. Raises HfsynError if the model cannot be
     loaded, and OtherFamilyError if it is of another family.
     """
 
     def __init__(
-        self, recipe: GeneratePart, device: str, *, allow_pickle: bool = False, fresh: Mapping[str, int] | None = None
+        self,
+        recipe: GeneratePart,
+        device: str,
+        *,
+        allow_pickle: bool = False,
+        fresh: Mapping[str, int] | None = None,
+        negative: str | None = None,
     ) -> None:
         pipe, _ = load_pipeline(recipe, None, allow_pickle=allow_pickle, fresh=fresh)
         families: dict[str, Callable[[], tuple[Encode, Predict]]] = {
@@ -45,6 +52,8 @@ class DenoisingLoss:
         if not is_stable_diffusion(pipe) and kind not in families:
             said = f"The denoising loss of {brief(recipe.model)}, a {kind}, cannot be measured."
             raise OtherFamilyError(said, "It can for Stable Diffusion 1, 2 and 3, SDXL and FLUX.")
+        # Guidance by SDXL itself draws away from zeros, and not from the text that is empty.
+        self._empty_is_zero = negative is None and getattr(pipe.config, "force_zeros_for_empty_prompt", False)
         self._size = size_of(pipe, recipe, whole=True)
         self._pipe, self._recipe, self.device = pipe.to(device), recipe, device
         self._schedule = _training_schedule(pipe) if is_stable_diffusion(pipe) else None
@@ -174,7 +183,11 @@ class DenoisingLoss:
             embeddings, _, *pooled = pipe.encode_prompt(
                 list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-            return {"embeddings": embeddings, **({"pooled": pooled[0]} if pooled else {})}
+            found = {"embeddings": embeddings, **({"pooled": pooled[0]} if pooled else {})}
+            if self._empty_is_zero:
+                told = [float(bool(prompt)) for prompt in prompts]
+                found = {k: part * part.new_tensor(told).view(-1, *[1] * (part.dim() - 1)) for k, part in found.items()}
+            return found
 
         def predict(noisy: Any, shares: Any, conditions: Conditions) -> Any:
             import torch

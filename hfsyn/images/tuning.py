@@ -6,7 +6,7 @@ Only the last bits of an image depend on it, and sidecars record it.
 import contextlib
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -172,6 +172,15 @@ class BatchSize:
             flush=True,
         )
         return None
+
+    def over(self, items: Sequence[Any], work: Callable[[Sequence[Any]], T]) -> list[T]:
+        """The results of `work` on all items in order, as many of them at once as there is memory for."""
+        found, first = list[T](), 0
+        while first < len(items):
+            if (done := self.run(lambda size, first=first: work(items[first : first + size]))) is not None:  # type: ignore[misc]
+                found.append(done[0])
+                first += done[1]
+        return found
 
 
 def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[], float]) -> int:

@@ -271,9 +271,8 @@ def _below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def found_variant(model: str, revision: str | None) -> str | None:
-    """The only variant of a generator's weights, where there are no plain ones."""
-    files = files_of(model, revision, "generator", cached=True)
+def found_variant(model: str, files: Sequence[str]) -> str | None:
+    """The only variant of a generator's weights, of which these are the files, where there are no plain ones."""
     parts = [folder for name in files if name.endswith("/config.json") and "/" not in (folder := name[:-12])]
     with contextlib.suppress(HfsynError):  # missing files are reported when the model is loaded
         return checked_variant(model, "generator", files, parts, allow_pickle=True)

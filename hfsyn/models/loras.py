@@ -23,6 +23,7 @@ from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls LoRA weights, where a recipe names no file
 TUNING = "tuning.json"  # what `hfsyn tune` says about them
+OF_SPLIT = ", split "  # between a dataset that weights were tuned on and its split, if that is not the usual one
 _ADAPTER = "recipe"
 
 
@@ -38,41 +39,51 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
     if (local := _local(part)) is not None:
         content = f"sha256:{sha256_of(local)}"
         check_content(content, revision, f"{local} is not the LoRA", "generate.lora_revision")
-        known = part.lora_tuned_on or _tuned_on(local.parent / TUNING)
+        known = part.lora_tuned_on or told_on(local.parent)
         file = BY_CLASS if local.name == BY_CLASS else part.lora_file
         return part.model_copy(update={"lora_file": file, "lora_revision": content, "lora_tuned_on": known})
     if is_content_hash(revision):
         said = f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file."
         raise HfsynError(said, "Name that file: --set generate.lora=FILE")
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    repo, file = part.lora, part.lora_file or FILE
+    repo, names = part.lora, [part.lora_file] if part.lora_file else [FILE, BY_CLASS]
+    cached = [name for name in names if isinstance(try_to_load_from_cache(repo, name, revision=revision), str)]
+    file = (cached or names)[0]
 
     def ask() -> str | None:
-        try:
-            return get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), timeout=20).commit_hash
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
-            said = f"The LoRA repository {repo} has no file {file}."
-            raise HfsynError(said, "Name it: --set generate.lora_file=FILE.safetensors") from None
+        nonlocal file
+        for name in names:
+            try:
+                commit = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=20).commit_hash
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError):
+                    raise
+                continue
+            file = name
+            return commit
+        said = f"The LoRA repository {repo} has no file {' or '.join(names)}."
+        raise HfsynError(said, "Name it: --set generate.lora_file=FILE.safetensors")
 
     hint = f"Fetch it with a network (`hf download {repo} {file}`), or name a local file."
     commit = commit_of(repo, revision, file, ask, what="LoRA", hint=hint)
-    known = part.lora_tuned_on
-    with suppress(HfHubHTTPError, OSError, ValueError):  # most repositories have no such file
-        known = known or _tuned_on(Path(hf_hub_download(repo, TUNING, revision=commit)))
-    return part.model_copy(update={"lora_revision": commit, "lora_tuned_on": known})
+    known = part.lora_tuned_on or told_on(repo, commit)
+    named = BY_CLASS if file == BY_CLASS else part.lora_file
+    return part.model_copy(update={"lora_file": named, "lora_revision": commit, "lora_tuned_on": known})
 
 
-def _tuned_on(path: Path) -> str | None:
-    """What a LoRA was tuned on, from the ``tuning.json`` beside it; None if that does not say."""
-    try:
+def told_on(place: str | Path, revision: str | None = None) -> str | None:
+    """What the weights of a folder or a repository on the Hub, were tuned on; None if ``tuning.json`` is not there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder = Path(place).expanduser()
+    with suppress(HfHubHTTPError, OSError, ValueError, KeyError, TypeError):  # most weights have no such file
+        path = folder / TUNING if folder.is_dir() else Path(hf_hub_download(str(place), TUNING, revision=revision))
         named = json.loads(path.read_text(encoding="utf-8"))["tuned_on"]["reference"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return one_line(named) if isinstance(named, str) and 0 < len(named) < 200 else None
+        return one_line(named) if isinstance(named, str) and 0 < len(named) < 200 else None
+    return None
 
 
 def _local(part: GeneratePart) -> Path | None:

@@ -123,6 +123,8 @@ class GeneratePart(Part):
     """Which of the checkpoint's weights: `fp16`, ...; null is the plain ones or, where there are none, the only others;
     their name is filled in when the run starts.
     """
+    tuned_on: Text | None = None
+    """The real images that the model was tuned on, as its `tuning.json` says; filled in when the run starts."""
     scheduler: Scheduler = "default"
     """Sampler; `default` is the checkpoint's own."""
     steps: Annotated[Int, Field(ge=1, le=1000)] = 50
@@ -160,8 +162,8 @@ class GeneratePart(Part):
     lora: Text | None = None
     """LoRA weights to add to the model: a Hub id, a local folder or a file. Safetensors only."""
     lora_file: Text | None = None
-    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`, or `lora_by_class.json` if the
-    folder has one, from `tune.per_class`: then each class is drawn with its own.
+    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`, or `lora_by_class.json` if it
+    has one, from `tune.per_class`: then each class is drawn with its own.
     """
     lora_revision: Text | None = None
     """Hub revision of the LoRA; null is resolved to a commit sha, or to the file's content, when the run starts."""

@@ -238,12 +238,13 @@ def _fill_in_fragments(fields: dict[str, Any], overrides: Sequence[str], given: 
             fields[part] = {**now, **loading.load_fragment(kind, BUILTIN).part}
 
 
+_OF_LORA = ("lora_file", "lora_revision", "lora_tuned_on")
 _STALE = {
     "caption.model": ("revision",),
     "prompt.strategy": ("strategy_sha256",),
     "prompt.captions_file": ("captions_revision",),
-    "generate.model": ("revision", "variant", "width", "height", "lora", "lora_file", "lora_revision"),
-    "generate.lora": ("lora_file", "lora_revision"),
+    "generate.model": ("revision", "variant", "tuned_on", "width", "height", "lora", *_OF_LORA),
+    "generate.lora": _OF_LORA,
     "generate.entropy_classifier": ("entropy_revision",),
 }
 """Field -> fields of the same part that belong to its value."""
@@ -316,8 +317,6 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["class_seeds"]
     if recipe.source.definition is None:
         del fields["source"]["definition"]
-    if recipe.generate.lora_tuned_on is None:
-        del fields["generate"]["lora_tuned_on"]
     if recipe.tune is None:
         del fields["tune"]
     return "".join(f"{key}: {dump_flow(value)}\n" for key, value in {"format": layout.FORMAT, **fields}.items())
@@ -329,8 +328,9 @@ def _without_unused(fields: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         del fields["prompt"]["pairing"]
     if not recipe.store.mark:
         del fields["store"]["mark"]
-    if not recipe.generate.entropy_weight:
-        fields["generate"] = {k: value for k, value in fields["generate"].items() if not k.startswith("entropy_")}
+    idle = {key for key in ("tuned_on", "lora_tuned_on") if getattr(recipe.generate, key) is None}
+    idle |= {key for key in fields["generate"] if key.startswith("entropy_") and not recipe.generate.entropy_weight}
+    fields["generate"] = {key: value for key, value in fields["generate"].items() if key not in idle}
     return fields
 
 
@@ -342,12 +342,12 @@ def fingerprint(recipe: Recipe) -> str:
     the LoRA's content is in it; and where things lie here whose content is named: the real images, models, LoRA
     weights, classifiers, a user's function, a captions file.
     """
-    whole = recipe.model_dump(exclude={"name": True, "tune": True, "source": {"path", "definition"}})
+    told = {"tuned_on", "lora_tuned_on"}  # which the content of the weights decides
+    whole = recipe.model_dump(exclude={"name": True, "tune": True, "source": {"path", "definition"}, "generate": told})
     fields = _without_unused(whole, recipe)
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
-    del fields["generate"]["lora_tuned_on"]  # which the LoRA's content decides
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
     if fields["generate"].get("entropy_revision") is not None:

@@ -78,8 +78,10 @@ class TunePart(Part):
     """Share of the timesteps that is drawn evenly; the others are from a logit-normal distribution (arXiv 2403.03206).
     null is 1, and 0 for flow matching.
     """
-    logit_mean: Annotated[float, Field(ge=-10, le=10)] = 0.0
-    """Of that distribution, -10 to 10: below 0 there is less noise."""
+    logit_mean: Annotated[float, Field(ge=-10, le=10)] | None = None
+    """Of that distribution, -10 to 10: below 0 there is less noise. null is 0, and for flow matching the logarithm of
+    the sampler's fixed shift (1.1 for SD 3, whose shift is 3).
+    """
     logit_std: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Of that distribution, above 0 to 10."""
     min_snr: Annotated[float, Field(gt=0, le=1000)] | None = 5.0

@@ -20,6 +20,7 @@ _PINS = {
     ("prompt", "captions_revision"): ("captions_file",),
     ("generate", "revision"): ("model",),
     ("generate", "variant"): ("model",),
+    ("generate", "tuned_on"): ("model",),
     ("generate", "lora_revision"): ("lora", "lora_file"),
     ("generate", "lora_tuned_on"): ("lora", "lora_file"),
     ("generate", "entropy_revision"): ("entropy_classifier",),
@@ -128,15 +129,18 @@ def _pin_models(recipe: Recipe, *, everything: bool) -> Recipe:
 
 
 def pin_generator(recipe: Recipe) -> Recipe:
-    """The recipe with the revision of its generator pinned, and the variant of its weights. Raises HfsynError as
-    `pinned`.
+    """The recipe with the revision of its generator pinned, the variant of its weights, and what they were tuned on.
+    Raises HfsynError as `pinned`.
     """
-    from hfsyn.models.finding import found_variant, pin
+    from hfsyn.models.finding import files_of, found_variant, pin
+    from hfsyn.models.loras import TUNING, told_on
 
     draw = recipe.generate
     revision = pin(draw.model, draw.revision, "generator")
-    variant = draw.variant or found_variant(draw.model, revision)
-    return recipe.with_fields("generate", revision=revision, variant=variant)
+    files = files_of(draw.model, revision, "generator", cached=True)
+    known = draw.tuned_on or (told_on(draw.model, revision) if TUNING in files else None)
+    variant = draw.variant or found_variant(draw.model, files)
+    return recipe.with_fields("generate", revision=revision, variant=variant, tuned_on=known)
 
 
 def _is_exact(revision: str | None) -> bool:

@@ -13,18 +13,22 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
+from builders.errors import size_text
 from builders.files import atomic_write, remove_abandoned
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.denoising_loss import Conditions, DenoisingLoss
+from hfsyn.images.tuning import BatchSize
 from hfsyn.progress import Progress
-from hfsyn.tuning.examples import SMALL, UNREADABLE, Example, Examples
+from hfsyn.tuning.examples import FLAT, SMALL, UNREADABLE, Example, Examples
 from hfsyn.workers import current_worker
 
 _ROWS = {"images": 256, "prompts": 256}  # in a file
-_BATCH = 8  # of them at once through the autoencoder or the text encoders
+_BATCH = 8  # of them at once through the autoencoder or the text encoders, if there is memory for so many
 _OPEN = 512  # files that are kept open
-_WHY = ("", UNREADABLE, SMALL)
+_WHY = ("", UNREADABLE, SMALL, FLAT)
 
 
 class Cache:
@@ -40,6 +44,8 @@ class Cache:
         self._folder, self._examples, self._flip, self.crops = folder, examples, flip, crops
         prompts = {prompt for example in examples.rows for prompt in example.prompts}
         self._prompts = sorted({"", *prompts}) if texts else []
+        self._views = BatchSize(_BATCH * (1 + flip))  # at once, whatever the number of crops is
+        self._texts = BatchSize(_BATCH)
         self._opened = lru_cache(_OPEN)(_opened)
 
     @cached_property
@@ -64,11 +70,24 @@ class Cache:
                 parts = []
                 for first in rows[kind, number][::_BATCH]:
                     some = range(first, min(first + _BATCH, rows[kind, number].stop))
-                    parts.append(
-                        self._images(loss, pictures(some)) if pictures and kind == "images" else self._told(loss, some)
+                    parts += (
+                        [self._images(loss, pictures(some))]
+                        if pictures and kind == "images"
+                        else self._texts.over(some, lambda rows: self._told(loss, rows))
                     )
                     progress.add(len(some))
                 self._write(self._file(kind, number), parts)
+                if (kind, number) == next(one for one in mine if one[0] == kind):
+                    left = [n for of, n in work if of == kind and not self._file(kind, n).is_file()]
+                    self._check_room(self._file(kind, number), len(left))
+
+    def _check_room(self, first: Path, left: int) -> None:
+        """Refuse to fill the disk with files like the first one, as many as are left."""
+        needed, free = first.stat().st_size * left, disk_usage(self._folder).free
+        if needed > free:
+            said = f"{self._folder} will take {size_text(needed)} more, and {size_text(free)} are free."
+            hint = "Free some room, and run it again: what is encoded is kept. Or lower tune.crops, or tune.flip=false."
+            raise HfsynError(said, hint, ExitCode.PREFLIGHT)
 
     def _images(self, loss: DenoisingLoss, images: Sequence[Any]) -> dict[str, Any]:
         import torch
@@ -78,14 +97,13 @@ class Cache:
         blank = [Image.new("RGB", loss.size)] * self.crops
         whole = [crop for crops in images for crop in (blank if isinstance(crops, str) else crops)]
         views = [view for image in whole for view in ((image, ImageOps.mirror(image)) if self._flip else (image,))]
-        size = _BATCH * (1 + self._flip)  # whatever the number of crops is
-        latents = torch.cat([loss.latents(views[n : n + size]).cpu() for n in range(0, len(views), size)])
+        latents = torch.cat(self._views.over(views, lambda some: loss.latents(some).cpu()))
         return {
             "latents": latents.view(len(images), self.crops * (1 + self._flip), *latents.shape[1:]),
             "left_out": torch.tensor(why, dtype=torch.uint8),
         }
 
-    def _told(self, loss: DenoisingLoss, rows: range) -> dict[str, Any]:
+    def _told(self, loss: DenoisingLoss, rows: Sequence[int]) -> dict[str, Any]:
         return {name: part.cpu() for name, part in loss.encode([self._prompts[n] for n in rows]).items()}
 
     @staticmethod

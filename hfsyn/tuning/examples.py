@@ -21,7 +21,11 @@ from hfsyn.cards.facts import source_facts
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.images.generate_stage import SourcePictures
+from hfsyn.images.generator import FLAT_RANGE
+from hfsyn.images.tuning import BatchSize
+from hfsyn.models.loras import OF_SPLIT
 from hfsyn.models.pipelines import call_options, size_of
+from hfsyn.recipes.parts import SourcePart
 from hfsyn.recipes.recipe import Recipe, TunePart
 from hfsyn.rules import seed_of
 from hfsyn.runs.run import Run, check_complete
@@ -31,10 +35,11 @@ from hfsyn.runs.stage import read_captions
 TEXT_COLUMNS = ("prompt", "prompts", "text", "texts", "caption", "captions", "sentence", "sentences")
 """Names of columns that may hold the texts, the first that is there is taken."""
 UNREADABLE, SMALL = "image that cannot be read", "image that is smaller than the resolution"
+FLAT = "image of the model itself that its safety checker flagged, or in which nothing is"
 """Why an image is left out when it is encoded."""
 Pictures = Callable[[Sequence[int]], list[Any]]
-"""Of each number its RGB images at the size of the recipe, one for each crop, or why it is left out: `UNREADABLE` or
-`SMALL`.
+"""Of each number its RGB images at the size of the recipe, one for each crop, or why it is left out: `UNREADABLE`,
+`SMALL` or `FLAT`.
 """
 _SAMPLED = 8  # images whose bytes go into the content of a dataset
 
@@ -56,7 +61,7 @@ class Examples:
     rows: Sequence[Example]
     open: Callable[[DenoisingLoss], Pictures]
     title: str
-    reference: str  # how they are named where datasets are, as far as others may know
+    reference: str  # how they are named where datasets are; a folder of one's own is `./NAME`, which is not opened
     page: str | None = None
     licence: str = "unknown"
     told: str = "with their texts"  # whose texts these are
@@ -110,7 +115,10 @@ def of_run(run: Run, part: TunePart) -> Examples:
     told = f"captioned by `{own.caption.model}`" if own.caption else "without captions"
     told = "with the texts of a file" if own.prompt.captions_file else told
     rows = [Example(spec.source_id, (spec.prompt,), spec.class_name, spec.wnid) for spec in specs]
-    return Examples(rows, opened, facts["title"], own.source.variant, facts["page"], facts["licence"], told)
+    source = own.source
+    named = source.variant if source.path is None else f"{source.variant}=./{Path(source.path).name}"
+    named += "" if source.split == SourcePart.model_fields["split"].default else f"{OF_SPLIT}{source.split}"
+    return Examples(rows, opened, facts["title"], named, facts["page"], facts["licence"], told)
 
 
 def of_dataset(part: TunePart) -> Examples:
@@ -142,7 +150,8 @@ def of_dataset(part: TunePart) -> Examples:
     left_out = {"row without a text": without} if without else {}
     title = repo or Path(part.dataset).expanduser().resolve().name
     page = f"https://huggingface.co/datasets/{repo}/tree/{part.dataset_revision}" if repo else None
-    named = f"{repo}@{part.dataset_revision}" if repo else title
+    named = f"{repo}@{part.dataset_revision}" if repo else f"./{title}"
+    named += "" if part.split == TunePart.model_fields["split"].default else f"{OF_SPLIT}{part.split}"
     return Examples(rows, opened, title, named, page, licence, content=seen, left_out=left_out)
 
 
@@ -153,15 +162,19 @@ def _texts(told: Any) -> tuple[str, ...]:
 
 
 def _bytes(stored: Mapping[str, Any] | None) -> bytes:
+    """The file of an image; none if it is not there."""
     stored = stored or {}
-    return stored.get("bytes") or (Path(stored["path"]).read_bytes() if stored.get("path") else b"")
+    try:
+        return stored.get("bytes") or (Path(stored["path"]).read_bytes() if stored.get("path") else b"")
+    except OSError:
+        return b""
 
 
 def _picture(stored: Mapping[str, Any] | None, fit: Callable[[Any], Any]) -> Any:
     try:
         with decoded(_bytes(stored)) as image:
             return fit(image)
-    except (ImageRejected, OSError):
+    except ImageRejected:
         return UNREADABLE
 
 
@@ -188,7 +201,10 @@ def _columns(table: Any, part: TunePart) -> tuple[str, str]:
             raise HfsynError(said, f"Name one of {quoted(able[what]) or 'another dataset'}: --{what}-column")
         if wanted is None and (not names or (what == "text" and names[0] not in usual)):
             said = f"{where} has no column of {what}s that is called {quoted(usual)}; its columns are "
-            raise HfsynError(f"{said}{quoted(schema.names)}.", f"Name it: --{what}-column COLUMN")
+            hint = f"Name it: --{what}-column COLUMN"
+            if what == "image" and not able["image"]:
+                hint = "An image is a file in bytes, or lies beside a metadata.jsonl that has its `file_name`."
+            raise HfsynError(f"{said}{quoted(f'{one.name} ({one.type})' for one in schema)}.", hint)
         found.append(wanted or names[0])
     return found[0], found[1]
 
@@ -290,8 +306,17 @@ def prior(recipe: Recipe, examples: Examples) -> Examples | None:
 
     def opened(loss: DenoisingLoss) -> Pictures:
         def pictures(numbers: Sequence[int]) -> list[Any]:
-            seeds = [seed_of(recipe.seed, rows[number].key, purpose="tune-prior") for number in numbers]
-            return [[one] for one in drawn(loss, recipe, [rows[number].prompts[0] for number in numbers], seeds)]
+            found: dict[int, Any] = {}
+            for attempt in range(recipe.generate.max_retries + 1):
+                if not (left := [number for number in numbers if number not in found]):
+                    break
+                seeds = [seed_of(recipe.seed, rows[number].key, attempt, purpose="tune-prior") for number in left]
+                images = drawn(loss, recipe, [rows[number].prompts[0] for number in left], seeds)
+                # What the safety checker flags is painted black.
+                spans = [max(high - low for low, high in image.convert("RGB").getextrema()) for image in images]
+                drawn_now = zip(left, images, spans, strict=True)
+                found |= {number: [image] for number, image, span in drawn_now if span >= FLAT_RANGE}
+            return [found.get(number, FLAT) for number in numbers]
 
         return pictures
 
@@ -299,18 +324,23 @@ def prior(recipe: Recipe, examples: Examples) -> Examples | None:
 
 
 def drawn(loss: DenoisingLoss, recipe: Recipe, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
-    """Images of the pipeline as it is now, each of its own seed."""
+    """Images of the pipeline as it is now, each of its own seed, in batches of the recipe's size at most."""
     import torch
 
     draw, was_training = recipe.generate, loss.network.training
+
+    def some(asked: Sequence[tuple[str, int]]) -> list[Any]:
+        images: list[Any] = loss.pipe(
+            [prompt for prompt, _ in asked],
+            num_inference_steps=draw.steps,
+            generator=[torch.Generator().manual_seed(seed) for _, seed in asked],
+            **size_of(loss.pipe, draw),
+            **call_options(loss.pipe, draw, recipe.prompt.negative, len(asked)),
+        ).images
+        return images
+
     loss.network.eval()
     with torch.no_grad():
-        images: list[Any] = loss.pipe(
-            list(prompts),
-            num_inference_steps=draw.steps,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            **size_of(loss.pipe, draw),
-            **call_options(loss.pipe, draw, recipe.prompt.negative, len(prompts)),
-        ).images
+        batches = BatchSize(draw.batch_size).over(list(zip(prompts, seeds, strict=True)), some)
     loss.network.train(was_training)
-    return images
+    return [image for batch in batches for image in batch]

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ class Album:
         loss = self._loss
         seeds = [seed_of(self._recipe.seed, row.key, purpose="tune-sample") for row in self._rows]
         loss.rest_to(loss.device)
-        with self._tuner.average.in_place():
+        with self._tuner.average.in_place(), _unchecked(loss.pipe):
             images = drawn(loss, self._recipe, [row.prompts[0] for row in self._rows], seeds)
-        loss.rest_to("cpu", self._tuner.networks)
+        loss.rest_to("cpu", self._tuner.working)
         for number, image in enumerate(images):
             save_png(image, self._folder / SAMPLES / f"step-{step:08d}-{number}.png")
         self._sheet()
@@ -62,6 +63,17 @@ class Album:
         save_png(sheet, self._folder / SHEET)
 
 
+@contextmanager
+def _unchecked(pipe: Any) -> Iterator[None]:
+    """Without the safety checker, which paints black what a half-tuned model draws; it stays part of the pipeline."""
+    checker = getattr(pipe, "safety_checker", None)
+    object.__setattr__(pipe, "safety_checker", None)  # the pipeline itself would note that it has none
+    try:
+        yield
+    finally:
+        object.__setattr__(pipe, "safety_checker", checker)
+
+
 def sampled(rows: Sequence[Example], count: int) -> list[Example]:
     """The examples whose prompts are drawn: one of each class, if there are as many classes."""
     by_class = list({row.group: row for row in rows}.values())
@@ -73,6 +85,8 @@ def keep(folder: Path, recipe: Recipe, loss: DenoisingLoss, tuner: Any, examples
     assert recipe.tune is not None
     with tuner.average.in_place():
         weights = _save_weights(folder, loss, recipe.tune)
+    if recipe.tune.full:  # beside the weights, without what differs when they are made again
+        atomic_text(weights / TUNING, json.dumps({"tuned_on": _seen(examples)["tuned_on"]}, ensure_ascii=False) + "\n")
     _curve(folder, tuner.losses)
     tenth = max(1, len(tuner.losses) // 10)
     result = {
@@ -86,7 +100,7 @@ def keep(folder: Path, recipe: Recipe, loss: DenoisingLoss, tuner: Any, examples
         "finished": time.strftime("%Y-%m-%d"),
         "software": software(),
     }
-    atomic_text(folder / CARD, card_text(examples, recipe, result))
+    atomic_text(folder / CARD, _card(folder, examples, recipe, result))
     return result
 
 
@@ -114,7 +128,7 @@ def keep_by_class(
         "finished": time.strftime("%Y-%m-%d"),
         "software": software(),
     }
-    atomic_text(folder / CARD, card_text(examples, recipe, result))
+    atomic_text(folder / CARD, _card(folder, examples, recipe, result))
     atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -135,10 +149,10 @@ def push_tuned(folder: Path, repo_id: str, *, private: bool = False, quiet: bool
     Raises HfsynError if the name is not valid, the Hub refuses (exit code 3) or does not answer in time (exit code 4).
     """
     repo = HubRepo(check_repo_id(repo_id), repo_type="model", say=teller(quiet))
-    paths = {path: folder / path for path in (FILE, BY_CLASS, SHEET, CURVE, RESULT)}
-    paths |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(f"classes/*/{FILE}"))}
     whole = folder / PIPELINE  # at the root of the repository, where `from_pretrained` looks for it
-    paths |= {path.relative_to(whole).as_posix(): path for path in sorted(whole.rglob("*")) if path.is_file()}
+    paths = {path.relative_to(whole).as_posix(): path for path in sorted(whole.rglob("*")) if path.is_file()}
+    paths |= {path: folder / path for path in (FILE, BY_CLASS, SHEET, CURVE, RESULT)}
+    paths |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(f"classes/*/{FILE}"))}
     files = {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.is_file()}
     card = (folder / CARD).read_text(encoding="utf-8")
     files[CARD] = LocalFile.made(card.replace(f"{_HERE}/{PIPELINE}", repo_id).replace(_HERE, repo_id))
@@ -181,13 +195,10 @@ def _curve(folder: Path, losses: Sequence[float]) -> None:
     atomic_write(folder / CURVE, lambda path: figure.savefig(path, format="png", dpi=120))
 
 
-_PICTURES = f"""![The same prompts and seeds while the generator was tuned]({SHEET})
-
-![The loss by step]({CURVE})
-"""
+_PICTURES = {SHEET: "The same prompts and seeds while the generator was tuned", CURVE: "The loss by step"}
 
 
-def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str:
+def _card(folder: Path, examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str:
     """The card of the weights: what they were tuned on, from what, and how to use them."""
     public = published_recipe(recipe)
     part, base = public.tune, public.generate
@@ -198,11 +209,13 @@ def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str
     what += ", one file for each class," if part.per_class else ""
     where = f"{_HERE}/{PIPELINE}" if part.full else "HFSYN/MODELS/GENERATOR" if base.model == BUILTIN else base.model
     use = f'pipe = DiffusionPipeline.from_pretrained("{where}")'
-    use += "" if part.full else f'\npipe.load_lora_weights("{_HERE}{"/classes/WNID" if part.per_class else ""}")'
+    below = ', subfolder="classes/WNID"' if part.per_class else ""
+    use += "" if part.full else f'\npipe.load_lora_weights("{_HERE}"{below})'
     set_it = f"generate.model={_HERE}/{PIPELINE}" if part.full else f"generate.lora={_HERE}"
     source = f"[{examples.title}]({examples.page})" if examples.page else examples.title
     at = f" at `{base.revision}`" if base.revision else ""
     of = f"{result['classes']:,} classes of {examples.title}" if result["classes"] else examples.title
+    pictures = "".join(f"![{what}]({name})\n\n" for name, what in _PICTURES.items() if (folder / name).is_file())
     left_out = "".join(f"\nLeft out: {count:,} ({why})." for why, count in result["left_out"].items())
     return f"""---
 {name}library_name: diffusers
@@ -224,8 +237,7 @@ from diffusers import DiffusionPipeline
 
 With hfsyn: `hfsyn build RECIPE --set {set_it}`.
 
-{"" if part.per_class else _PICTURES}
-## Licences
+{pictures}## Licences
 
 | | |
 |---|---|

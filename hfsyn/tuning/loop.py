@@ -7,8 +7,8 @@ killed tuning continues to the same weights. The error of a step is that of `hfs
 gradients.
 
 TUNED/tuning.yaml                        the recipe with its part `tune`, pinned; written first
-TUNED/cache/                             see `hfsyn.tuning.cache`
-TUNED/checkpoints/step-00000100.pt       weights that are trained, the optimizer, the losses so far
+TUNED/cache/                             see `hfsyn.tuning.cache`; a tuning that is done does not need it
+TUNED/checkpoints/step-00000100.pt       weights that are trained, the optimizer, the losses so far; until it is done
 TUNED/samples/step-00000100.png          the same prompts and seeds, drawn at that step
 TUNED/pytorch_lora_weights.safetensors   what plain diffusers loads; or, of all weights, TUNED/pipeline/
 TUNED/tuning.json                        what came out; written last
@@ -16,6 +16,7 @@ TUNED/tuning.json                        what came out; written last
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from typing import Any
 
 from builders.errors import brief
 from builders.files import atomic_write, remove_abandoned
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import Recipe, TunePart
 from hfsyn.rules import seed_of
@@ -79,7 +81,7 @@ class Tuner:
     """The weights that are trained, and their steps; the same in every process of a launch.
 
     Of each deck as many images are shown in a step. `parts` is into how many each process divides its images of a step.
-    Raises HfsynError if the targets match no layer, or the batch cannot be divided.
+    Raises HfsynError if the targets match no layer. For the `parts` see `check_division`.
     """
 
     def __init__(
@@ -88,13 +90,12 @@ class Tuner:
         assert recipe.tune is not None
         self._recipe, self._part, self._loss = recipe, recipe.tune, loss
         self._decks, self._folder, self._worker = decks, folder, current_worker()
-        size, processes = self._part.batch_size, self._worker.world
-        if size % (processes * parts):
-            said = f"tune.batch_size {size} cannot be divided among {processes} processes and {parts} parts of a step."
-            raise HfsynError(said, "Choose others: --num-processes, --gradient-accumulation-steps.")
-        self._parts = parts
+        self._parts, self._logit_mean = parts, _logit_mean(self._part, loss)
         self.weights = trained_weights(loss, self._part, recipe.seed)
         self.networks = list(trained_networks(loss, self._part).values())
+        texts = [part for name, part in loss.pipe.components.items() if name.startswith("text_encoder")]
+        self.working = [*self.networks, *(texts if self._part.text_encoder else ())]
+        """What stays on the device between samples: a step encodes its prompts itself if text encoders are trained."""
         self.average = Average(self.weights, self._part.ema)
         self._optimizer = _optimizer(self.weights, self._part)
         self._shape = tuple(decks[0].cache.latents([decks[0].number(0)], [False]).shape[1:])
@@ -104,17 +105,23 @@ class Tuner:
     def shown(self, step: int, rank: int = 0, world: int = 1) -> list[Shown]:
         """The images of a step that a process shows, and how; by default those of all."""
         size = self._part.batch_size
-        places = [(deck, place) for deck in self._decks for place in range(step * size, (step + 1) * size)]
-        return [self._one(deck, deck.number(place), step) for deck, place in places[rank::world]]
+        whole = []
+        for deck in self._decks:
+            seen = Counter[int]()  # a step of more images than there are shows some again, each time in another way
+            for number in map(deck.number, range(step * size, (step + 1) * size)):
+                whole.append((deck, number, seen[number]))
+                seen[number] += 1
+        return [self._one(deck, number, step, again) for deck, number, again in whole[rank::world]]
 
-    def _one(self, deck: Deck, number: int, step: int) -> Shown:
+    def _one(self, deck: Deck, number: int, step: int, again: int) -> Shown:
         import torch
 
         part, example = self._part, deck.cache.example(number)
-        draw = torch.Generator().manual_seed(seed_of(self._recipe.seed, example.key, step, purpose="tune"))
+        purpose = f"tune-again-{again}" if again else "tune"
+        draw = torch.Generator().manual_seed(seed_of(self._recipe.seed, example.key, step, purpose=purpose))
         uniform = float(self._loss.schedule is not None) if part.uniform is None else part.uniform
         evenly, mirrored, dropped, chosen = torch.rand(4, generator=draw, dtype=torch.float64).tolist()
-        normal = torch.randn((), generator=draw, dtype=torch.float64) * part.logit_std + part.logit_mean
+        normal = torch.randn((), generator=draw, dtype=torch.float64) * part.logit_std + self._logit_mean
         # A number below the share is itself even, once it is divided by the share.
         share = evenly / uniform if evenly < uniform else float(torch.sigmoid(normal))
         noise = torch.randn(self._shape, generator=draw)
@@ -129,7 +136,20 @@ class Tuner:
         )
 
     def step(self) -> float:
-        """One step of the optimizer; returns the mean loss of its images, those of each deck weighed."""
+        """One step of the optimizer; returns the mean loss of its images, those of each deck weighed.
+
+        Raises HfsynError if the loss is not finite, there is too little memory, or another process has stopped.
+        """
+        try:
+            return self._step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            hint = f"Set --gradient-accumulation-steps {2 * self._parts} or --gradient-checkpointing."
+            said = f"There is too little memory for a step of tune.batch_size {self._part.batch_size}"
+            raise HfsynError(f"{said} ({brief(error, 160)}).", hint) from None
+
+    def _step(self) -> float:
         import torch
 
         began, busy = time.monotonic(), time.process_time()
@@ -150,11 +170,11 @@ class Tuner:
         if self._worker.world > 1:
             summed, spent = self._added_up(summed, spent)
         value = float(summed)
-        if not math.isfinite(value):
-            said = f"The loss is {value} at step {self.done + 1}."
-            raise HfsynError(said, "Lower tune.lr, or set tune.dtype to float32; the last checkpoint is kept.")
-        if self._part.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), self._part.clip_grad)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self._part.clip_grad or math.inf))
+        for what, found in (("loss", value), ("gradient's norm", norm)):
+            if not math.isfinite(found):
+                said = f"The {what} is {found} at step {self.done + 1}."
+                raise HfsynError(said, "Tune into another --out with a lower tune.lr, or with tune.dtype=float32.")
         for group in self._optimizer.param_groups:
             group["lr"] = self._part.lr * _course(self._part, self.done)
         self._optimizer.step()
@@ -170,7 +190,9 @@ class Tuner:
         from accelerate.utils import reduce
 
         grads = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        flat = reduce(torch.cat([*(grad.flatten() for grad in grads), torch.stack(more)]), "sum")
+        flat = torch.cat([*(grad.flatten() for grad in grads), torch.stack(more)])
+        with together():
+            flat = reduce(flat, "sum")
         *added, sums = flat.split([*(grad.numel() for grad in grads), len(more)])
         for grad, whole in zip(grads, added, strict=True):
             grad.copy_(whole.view_as(grad))
@@ -204,15 +226,15 @@ class Tuner:
         return {name: tensor.to(self._loss.device, self._loss.network.dtype) for name, tensor in found.items()}
 
     def run(self, every: int, after: Any, *, quiet: bool) -> None:
-        """All steps that are left; a checkpoint is written each `every` steps, and `after(step)` called with it."""
+        """All steps that are left; each `every` steps `after(step)` is called, and a checkpoint written."""
         steps, is_main = self._part.steps, self._worker.is_main
         with Progress("tuning", steps, self.done, quiet=quiet or not is_main, unit="steps") as progress:
             while self.done < steps:
                 self.step()
                 progress.add(1)
                 if is_main and (self.done % every == 0 or self.done == steps):
-                    self.save()
                     after(self.done)
+                    self.save()  # last: what was killed before it is done again
 
     def save(self) -> None:
         """Write a checkpoint, and delete all but the newest."""
@@ -251,6 +273,25 @@ class Tuner:
         return self.done
 
 
+def check_division(part: TunePart, parts: int) -> None:
+    """Refuse parts of a step, or processes, into which its images cannot be divided."""
+    size, processes = part.batch_size, current_worker().world
+    if size % (processes * parts):
+        said = f"tune.batch_size {size} cannot be divided among {processes} processes and {parts} parts of a step."
+        raise HfsynError(said, "Choose others: --num-processes, --gradient-accumulation-steps.")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Meet the other processes of a launch in here. Raises HfsynError if one of them has stopped, which says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise HfsynError("Another process has stopped.", "See its error.", ExitCode.PARTIAL) from None
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a tuning, the oldest first."""
     return sorted((folder / CHECKPOINTS).glob("step-*.pt"))
@@ -262,6 +303,16 @@ def _optimizer(weights: Mapping[str, Any], part: TunePart) -> Any:
     return torch.optim.AdamW(
         list(weights.values()), lr=part.lr, betas=(_BETA1, part.beta2), eps=_EPSILON, weight_decay=part.weight_decay
     )
+
+
+def _logit_mean(part: TunePart, loss: DenoisingLoss) -> float:
+    """The mean of the logits of the shares of noise; a fixed shift of the shares, which samplers of flow matching make
+    and diffusers' scripts train with, is one of the logits.
+    """
+    config = loss.pipe.scheduler.config
+    if part.logit_mean is not None or loss.schedule is not None or config.get("use_dynamic_shifting"):
+        return part.logit_mean or 0.0
+    return math.log(config.get("shift", 1.0))
 
 
 @contextmanager

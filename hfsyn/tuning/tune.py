@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from builders.errors import plural
@@ -16,7 +17,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.models.pipelines import NETWORKS
 from hfsyn.recipes.loading import differing
-from hfsyn.recipes.recipe import Recipe, TunePart, dump_recipe, parse_recipe
+from hfsyn.recipes.parts import PromptPart
+from hfsyn.recipes.recipe import Recipe, TunePart, dump_recipe, is_content_hash, parse_recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.pins import pin_generator
@@ -26,8 +28,8 @@ from hfsyn.tuning import kept
 from hfsyn.tuning.cache import Cache
 from hfsyn.tuning.examples import Examples, of_dataset, of_run, pinned_dataset, prior
 from hfsyn.tuning.kept import RESULT
-from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic
-from hfsyn.tuning.weights import without_lora
+from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic, check_division, together
+from hfsyn.tuning.weights import check_targets, without_lora
 from hfsyn.workers import current_worker, pick_device
 
 RECIPE, RUN, CACHE, INPUTS = "tuning.yaml", "run", "cache", "inputs.json"
@@ -69,41 +71,59 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
     if recipe.generate.lora is not None:
         said = f"generate.lora is {recipe.generate.lora!r}, and what is tuned is the model itself."
         raise HfsynError(said, "--set generate.lora=null; the new LoRA takes its place.")
+    check_division(part, options.accumulation)
     check_own_folder(folder, _OURS, "a tuning")
+    if current_worker().world > 1:
+        pick_device(options.work.device)  # they meet before one of them can stop: the others would wait for it
     if part.dataset is not None:
         part = pinned_dataset(part)
         recipe = recipe if run is not None else pin_generator(recipe)
     elif run is None:
         run = prepare(recipe.model_copy(update={"tune": None}), folder / RUN)
     recipe = (run.recipe if run is not None else recipe).model_copy(update={"tune": part})
-    _refuse_other(folder, recipe)
-    if (folder / RESULT).is_file():
-        return _result(folder)
+    there = _begun(folder, recipe)
+    if there is not None and there.dataset == part.dataset and _is_done(folder):
+        return _result(folder)  # which may be published when its images are gone
     examples = _examples(run, part, options)
-    worker = current_worker()
-    if worker.is_main:
-        _begin(folder, recipe, examples)
-    loss = _loaded(recipe, options)
-    decks, left_out = _decks(folder, recipe, examples, loss, options)
-    if not part.per_class:
-        _tune_one(folder, recipe, loss, decks, replace(examples, left_out={**examples.left_out, **left_out}), options)
+    _begin(folder, recipe, examples)
+    if _is_done(folder):
         return _result(folder)
+    loss = _loaded(recipe, options)
+    check_targets(loss, part)
+    decks, left_out = _decks(folder, recipe, examples, loss, options)
+    if part.per_class:
+        _tune_by_class(folder, recipe, loss, decks, examples, left_out, options)
+    else:
+        _tune_one(folder, recipe, loss, decks, replace(examples, left_out={**examples.left_out, **left_out}), options)
+    return _result(folder)
+
+
+def _tune_by_class(
+    folder: Path,
+    recipe: Recipe,
+    loss: DenoisingLoss,
+    decks: Sequence[Deck],
+    examples: Examples,
+    left_out: dict[str, int],
+    options: TuneOptions,
+) -> None:
+    """A LoRA for each class, one after another, and the list of them."""
+    assert recipe.tune is not None
     by_class: dict[str, list[int]] = {}
     for number in decks[0].numbers:
         by_class.setdefault(examples.rows[number].wnid, []).append(number)
     found = {}
     for wnid, numbers in sorted(by_class.items()):
         place = folder / CLASSES / wnid
-        if not (place / RESULT).is_file():
+        if not _is_done(place):
             own = replace(examples, rows=[examples.rows[number] for number in numbers], left_out={})
             few = [Deck(decks[0].cache, numbers, recipe.seed), *decks[1:]]
             _tune_one(place, recipe, loss, few, own, options)
-            without_lora(loss, part)
+            without_lora(loss, recipe.tune)
         found[wnid] = _result(place)
-    if worker.is_main:
+    if current_worker().is_main:
         kept.keep_by_class(folder, recipe, examples, found, left_out)
     wait_for_everyone()
-    return _result(folder)
 
 
 def _tune_one(
@@ -113,7 +133,7 @@ def _tune_one(
     assert recipe.tune is not None
     worker, steps = current_worker(), recipe.tune.steps
     tuner = Tuner(recipe, loss, decks, folder, parts=options.accumulation)
-    loss.rest_to("cpu", tuner.networks)  # what is only needed to draw, while the others are tuned
+    loss.rest_to("cpu", tuner.working)  # what is only needed to draw, while the others are tuned
     if options.checkpointing:
         loss.network.enable_gradient_checkpointing()
     if (begun := tuner.resume()) and worker.is_main and not options.work.quiet:
@@ -126,6 +146,7 @@ def _tune_one(
     if worker.is_main:
         result = kept.keep(folder, recipe, loss, tuner, examples)
         atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        rmtree(folder / CHECKPOINTS, ignore_errors=True)  # several times the weights, and of no more use
     wait_for_everyone()
 
 
@@ -148,6 +169,7 @@ def _loaded(recipe: Recipe, options: TuneOptions) -> DenoisingLoss:
         pick_device(options.work.device),
         allow_pickle=options.work.allow_pickle_weights,
         fresh=fresh,
+        negative=recipe.prompt.negative,
     )
 
 
@@ -168,6 +190,7 @@ def _decks(
         if not shown:
             width, height = loss.size
             hint = f"The resolution is {width}x{height}: --set generate.width=... and height, or tune.enlarge=true"
+            hint = "Name other tune.prior_prompts, or set generate.safety_checker to false." if name else hint
             raise HfsynError(f"None of the images of {one.title} is shown: {said}.", hint)
         if why and current_worker().is_main:
             print(f"hfsyn: left out: {said}", file=sys.stderr)
@@ -181,29 +204,47 @@ def _result(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _is_done(folder: Path) -> bool:
+    """Whether a tuning came to its end, and its weights are still there."""
+    if not (folder / RESULT).is_file():
+        return False
+    weights = folder / str(_result(folder)["weights"])
+    names = json.loads(weights.read_text(encoding="utf-8")) if weights.is_file() and weights.suffix == ".json" else {}
+    return weights.exists() and all((folder / one["file"]).is_file() for one in names.values())
+
+
 def wait_for_everyone() -> None:
-    """Wait until all processes of a launch are here."""
+    """Wait until all processes of a launch are here. Raises HfsynError if one has stopped."""
     if current_worker().world > 1:
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()
+        with together():
+            PartialState().wait_for_everyone()
 
 
-def _refuse_other(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder that holds the tuning of another recipe, naming what differs."""
+def _begun(folder: Path, recipe: Recipe) -> TunePart | None:
+    """The tuning that a folder holds, None if there is none. Refuses that of another recipe, naming what differs."""
     path = folder / RECIPE
     if not path.is_file():
-        return
+        return None
     there = parse_recipe(read_text(path, "recipe", "It is what was tuned."), str(path))
-    apart = {"name": True, "store": True, "source": {"definition", "path"}}  # which change nothing of what is tuned
+    # What changes nothing of what is tuned, and where things lie here whose content is known.
+    apart: dict[str, Any] = {"name": True, "store": True, "source": {"definition", "path"}}
+    if is_content_hash(recipe.generate.revision):
+        apart["generate"] = {"model"}
+    if recipe.tune is not None and recipe.tune.dataset is not None:
+        apart |= {"source": True, "caption": True, "prompt": PromptPart.model_fields.keys() - {"negative"}}
+        if recipe.tune.dataset_revision is None:
+            apart["tune"] = {"dataset"}
     if found := differing(there, recipe, apart):
         key, old, new = found[0]
         said = f"{folder} holds another tuning: {key} was {old!r} there and is {new!r} now."
         raise HfsynError(said, "Choose another --out, or delete that folder.")
+    return there.tune
 
 
 def _begin(folder: Path, recipe: Recipe, examples: Examples) -> None:
-    """Write down what is tuned on; refuse to go on with other images or prompts."""
+    """Write down what is tuned on; in every process, refuse to go on with other images or prompts."""
     inputs = {"images": len(examples.rows), "sha256": examples.digest}
     path = folder / INPUTS
     if path.is_file():
@@ -212,6 +253,8 @@ def _begin(folder: Path, recipe: Recipe, examples: Examples) -> None:
                 f"{folder} was begun with {plural(there['images'], 'image')}, and these or their prompts have changed."
             )
             raise HfsynError(said, "Choose another --out, or delete that folder.")
+        return
+    if not current_worker().is_main:
         return
     atomic_text(folder / RECIPE, dump_recipe(recipe))
     atomic_text(path, json.dumps(inputs) + "\n")

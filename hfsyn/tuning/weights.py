@@ -33,6 +33,11 @@ def trained_weights(loss: DenoisingLoss, part: TunePart, seed: int) -> dict[str,
 
     Raises HfsynError if `part.targets` match no layer.
     """
+    import torch
+
+    for rest in loss.pipe.components.values():
+        if isinstance(rest, torch.nn.Module):
+            rest.requires_grad_(False)
     found: dict[str, Any] = {}
     for prefix, network in trained_networks(loss, part).items():
         network.requires_grad_(part.full)
@@ -46,17 +51,29 @@ def trained_weights(loss: DenoisingLoss, part: TunePart, seed: int) -> dict[str,
     return found
 
 
-def _add_lora(network: Any, part: TunePart, seed: int, prefix: str) -> None:
-    import torch
-    from diffusers.training_utils import cast_training_params
-    from peft import LoraConfig
+def check_targets(loss: DenoisingLoss, part: TunePart) -> None:
+    """Refuse networks that `trained_weights` refuses, before anything is spent."""
+    for prefix, network in trained_networks(loss, part).items():
+        if not part.full:
+            _targets(network, part, prefix)
 
+
+def _targets(network: Any, part: TunePart, prefix: str) -> list[str]:
     names = TEXT if prefix else part.targets or (*ATTENTION, *JOINT)
     layers = [name for name, layer in network.named_modules() if _is_target(name, names) and _has_rank(layer)]
     if not layers:
         some = sorted({name.rsplit(".", 1)[-1] for name, layer in network.named_modules() if _has_rank(layer)})
         said = f"tune.targets {', '.join(names)} match no layer of the {type(network).__name__}."
         raise HfsynError(said, f"It has, for instance: {', '.join(some[:8])}.")
+    return layers
+
+
+def _add_lora(network: Any, part: TunePart, seed: int, prefix: str) -> None:
+    import torch
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    layers = _targets(network, part, prefix)
     torch.manual_seed(seed_of(seed, f"{prefix}weights", purpose="tune"))
     rank = part.rank
     network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian"))

@@ -91,7 +91,7 @@ class Fidelity(Result):
         if found := copies.get("against_evaluation"):
             rows.append(row("copies of test images", _copies(found), "a classifier must not train on these"))
         if found := copies.get("against_tuned_on"):
-            rows.append(row("copies of tuning images", _copies(found), f"its LoRA was tuned on {self['tuned_on']}"))
+            rows.append(row("copies of tuning images", _copies(found), f"its model was tuned on {self['tuned_on']}"))
         return rows
 
     def remarks(self) -> list[str]:
@@ -103,13 +103,9 @@ class Fidelity(Result):
             if count <= size
         ]
         if (seen := self.get("tuned_on")) and "tuned_on" not in self["sets"]:
-            real = self["sets"]["real"]
-            same = seen == real.get("variant")
-            found.append(
-                f"its LoRA was tuned on {seen}: copies of real images are copies of these"
-                if same
-                else f"its LoRA was tuned on {seen}, which is not here: compare with these images too"
-            )
+            told = f"its model was tuned on {seen}"
+            apart = f"{told}, which is not compared with: {self.get('not_compared')}"
+            found.append(apart if "not_compared" in self else f"{told}: copies of real images are copies of these")
         if self["features"]["weights"] == "random":
             found.append("the network has random weights and sees little more than colours")
         return found
@@ -150,7 +146,7 @@ def measure_fidelity(
         raise HfsynError("--sheet shows copies, and --no-copies looks for none.", "Leave out one of them.")
     classifier = open_network(features, device, overrides)
     transform = plain_transform(classifier.preprocessing)
-    tuned_on, opened = _sets(synthetic, real, evaluation, split, limit_per_class)
+    tuning, opened = _sets(synthetic, real, evaluation, split, limit_per_class)
     sets, found, undecodable = {}, {}, {}
     for name, images in opened.items():
         bad: dict[str, str] = {}
@@ -164,7 +160,7 @@ def measure_fidelity(
         "features": network_facts(classifier, features, found["real"].values.shape[1]),
         "sets": sets,
         "undecodable": undecodable,
-        **({"tuned_on": tuned_on} if tuned_on else {}),
+        **tuning,
     }
     more = {name: found[name] for name in ("evaluation", "tuned_on") if name in found}
     result = Fidelity(about | compare_sets(found["synthetic"], found["real"], **more, copies=copies, quiet=quiet))
@@ -175,8 +171,10 @@ def measure_fidelity(
 
 def _sets(
     synthetic: str, real: str, evaluation: str | None, split: str | None, limit: int | None
-) -> tuple[str | None, dict[str, Any]]:
-    """What the synthetic set's generator was tuned on, if it is known, and all sets, opened."""
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """What the synthetic set's generator was ``tuned_on``, if it is known, and why that is ``not_compared``; and all
+    sets, opened.
+    """
     from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
     from hfsyn.judging.sets.shared import same_names
 
@@ -186,11 +184,15 @@ def _sets(
     }
     if evaluation is not None:
         opened["evaluation"] = open_images(evaluation, default=TEST, limit=limit)
-    tuned_on = named_by(opened["synthetic"], synthetic)
-    if tuned_on not in (None, opened["real"].variant) and (seen := opened_if_here(str(tuned_on), limit)):
-        opened["tuned_on"] = seen
+    tuning = {}
+    if (tuned_on := named_by(opened["synthetic"], synthetic)) is not None:
+        seen, tuning["tuned_on"] = opened_if_here(tuned_on, opened["real"], limit), tuned_on
+        if isinstance(seen, str):
+            tuning["not_compared"] = seen
+        elif seen is not opened["real"]:
+            opened["tuned_on"] = seen
     same_names([(images.reference, images.names) for images in opened.values()])
-    return tuned_on, opened
+    return tuning, opened
 
 
 def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
