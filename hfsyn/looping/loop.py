@@ -16,34 +16,26 @@ or training folder, so the same command continues in the middle of any of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from builders.errors import hours_text, plural, quoted
 from builders.files import atomic_text
 from builders.stores.copies import on_disk
-from builders.variants import get_variant
 from builders.yaml import dump, load_file
 from hfsyn.errors import HfsynError, make_out
-from hfsyn.judging.audit.prompts import Axes
 from hfsyn.judging.measures.metrics import paired_difference
 from hfsyn.judging.measures.results import Result, interval, row
-from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
-from hfsyn.judging.sets.shared import check_classes, shared_images
-from hfsyn.looping.loop_file import FREE, LOOP, LoopFile, load_loop
-from hfsyn.looping.planning import tried
-from hfsyn.looping.policies import POLICIES, Policy, policy_of
-from hfsyn.looping.rounds import HOURS, UNIFORM, Clock, Looping, carry_out, measured_in, open_measured, round_folder
+from hfsyn.looping.loop_file import FREE, LOOP, load_loop
+from hfsyn.looping.opening import Order, ordered
+from hfsyn.looping.policies import UNIFORM
+from hfsyn.looping.rounds import HOURS, Clock, Looping, carry_out, measured_in, round_folder
 from hfsyn.looping.union import unite
 from hfsyn.models.loras import pin_lora
 from hfsyn.progress import teller
-from hfsyn.recipes.factor_file import load_factors
-from hfsyn.recipes.recipe import GeneratePart, Recipe, load_recipe
-from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
+from hfsyn.recipes.recipe import GeneratePart, Recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.pins import pin_generator
@@ -85,7 +77,7 @@ def gain_text(over: Mapping[str, Any]) -> str:
 def loop(file: str, out: str | Path, options: WorkOptions) -> Curve:
     """See `hfsyn.api.looping.loop`, whose arguments and errors these are."""
     folder = on_disk(out).resolve()
-    opened = _opened(load_loop(file), folder, options)
+    opened = _opened(ordered(load_loop(file)), folder, options)
     tell = teller(options.quiet)
     number, stopped = 0, None
     while stopped is None:
@@ -166,26 +158,14 @@ def _no_gain(opened: Looping, last: int, rounds: int) -> str:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def _opened(file: LoopFile, out: Path, options: WorkOptions) -> Looping:
-    """The loop with everything in it looked at, its folder ready."""
-    factors, recipe = load_factors(file.factors), load_recipe(file.recipe)
-    axes = Axes(factors, get_variant(recipe.source.variant).classes)
-    axes.allowed()
-    policies, pins, _ = policies_of(file, axes)
-    if file.stop.images is not None and file.stop.images < file.images:
-        said = f"stop.images is {file.stop.images}, less than the first round of {file.images}."
-        raise HfsynError(said, "Raise it, or lower images.")
-    training = load_train_config(file.train, (), {"data.train": ["shapes"]})
-    pins |= {**_sets(file, axes), **_contents(recipe, training, axes)}
-    there = load_file(out / LOOP, "loop", "") if (out / LOOP).exists() else None
-    draw = _generator(recipe, there)
-    recipe = recipe.model_copy(update={"seed": seed_of(file.seed, "images") % 2**31, "generate": draw})
-    opened = Looping(out, file, recipe, axes, policies, options, Clock(out / HOURS))
-    if "losses" in opened.asked:
-        GeneratePart.model_validate({**draw.model_dump(), "init": "source", "strength": file.strength})
-    more = {"pins": pins, "generate": draw.model_dump(), "place": str(out)}
+def _opened(order: Order, out: Path, options: WorkOptions) -> Looping:
+    """The loop that was checked, its folder ready."""
+    file, there = order.file, load_file(out / LOOP, "loop", "") if (out / LOOP).exists() else None
+    draw = _generator(order.recipe, there)
+    recipe = order.recipe.model_copy(update={"seed": seed_of(file.seed, "images") % 2**31, "generate": draw})
+    more = {"pins": order.pins, "generate": draw.model_dump(), "place": str(out)}
     _begin(out, {**json.loads(file.model_dump_json()), **more}, there)
-    return opened
+    return Looping(out, file, recipe, order.axes, order.policies, options, Clock(out / HOURS))
 
 
 def _generator(recipe: Recipe, there: Mapping[str, Any] | None) -> GeneratePart:
@@ -193,53 +173,6 @@ def _generator(recipe: Recipe, there: Mapping[str, Any] | None) -> GeneratePart:
     if there is not None and "generate" in there:
         return GeneratePart.model_validate(there["generate"])
     return pin_lora(pin_generator(recipe).generate)
-
-
-def open_apart(file: LoopFile) -> dict[str, ImageSet]:
-    """The sets that steer and test, and those that are started from, by what they are. Raises HfsynError if images are
-    in two of them: a policy would know the test, or a classifier have learnt what measures it.
-    """
-    found = {"steer": open_measured(file.steer), "test": open_measured(file.test)}
-    found |= {f"start {one}": open_images(one, default=TRAIN) for one in file.start}
-    for one, other in combinations(found, 2):
-        if one in ("steer", "test") and (count := len(shared_images(found[other], found[one]))):
-            said = f"{one} and {other} share {plural(count, 'image')}."
-            raise HfsynError(said, f"Give `{one}` others, such as another split.")
-    return found
-
-
-def policies_of(
-    file: LoopFile, axes: Axes
-) -> tuple[dict[str, Policy], dict[str, str], dict[str, list[dict[str, Any]]]]:
-    """The policies by the names of their folders, what pins them, and what each planned when it was tried."""
-    levels = dict(zip(axes.names, axes.levels, strict=True))
-    found: dict[str, Policy] = {}
-    pins, plans = {}, {}
-    for label in file.policy if UNIFORM in file.policy else (*file.policy, UNIFORM):
-        policy, pin = policy_of(label)
-        name = label if pin == label else label.rpartition(":")[2]
-        if pin != label and name in POLICIES:
-            raise HfsynError(f"{name} is the name of a policy of hfsyn's own.", f"Rename the function of {label}.")
-        if name in found:
-            raise HfsynError(f"Two policies are called {name}.", "Rename one of the functions.")
-        plans[name] = tried(label, levels, file.images, file.candidates, file.rounds)
-        found[name], pins[f"policy {name}"] = policy, pin
-    if UNIFORM not in file.policy:
-        del pins[f"policy {UNIFORM}"]
-    return {**{name: one for name, one in found.items() if name != UNIFORM}, UNIFORM: POLICIES[UNIFORM]}, pins, plans
-
-
-def _sets(file: LoopFile, axes: Axes) -> dict[str, str]:
-    """What pins the real images: hashes of their ids, their classes and some of them."""
-    found, names = open_apart(file), {info.wnid: info.name for info in axes.classes}
-    for one in ("steer", "test"):
-        check_classes(names, found[one], f"the recipe {file.recipe}")
-    return {name: images.fingerprint for name, images in found.items()}
-
-
-def _contents(recipe: Recipe, training: TrainConfig, axes: Axes) -> dict[str, str]:
-    parts = {"recipe": recipe, "train": training, "factors": axes.factors}
-    return {name: hashlib.sha256(part.model_dump_json().encode()).hexdigest() for name, part in parts.items()}
 
 
 def _begin(out: Path, fields: dict[str, Any], there: Mapping[str, Any] | None) -> None:

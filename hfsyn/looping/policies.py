@@ -29,6 +29,8 @@ from hfsyn.recipes.strategies import check_place, content_of, loaded_function
 
 ASKS = {"audit": "findings", "losses": "images"}
 """What a policy may ask for -> the field of `Known` that has it. An audit takes half of the images of a round."""
+UNIFORM = "uniform"
+"""The control, which always runs beside."""
 SCORES = tuple(name for name, kind in COLUMNS.items() if kind == "number")
 _NOT_EARLY = 0.35
 """The share of the images that is not learned early: TADA (arXiv 2505.21574) augments 30 to 40 %."""

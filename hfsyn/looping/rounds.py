@@ -23,12 +23,13 @@ from hfsyn.judging.classifier import open_classifier, start_accelerator
 from hfsyn.judging.measures.evaluate import rights
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.scores.scoring import finish_scores, score_set
-from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
+from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.judging.train.checkpoints import RECORDED
 from hfsyn.judging.train.loop import RunOptions, train
-from hfsyn.looping.loop_file import LoopFile, Measured
+from hfsyn.looping.loop_file import LoopFile
+from hfsyn.looping.opening import open_measured
 from hfsyn.looping.planning import planned
-from hfsyn.looping.policies import Known, Policy, asks_of
+from hfsyn.looping.policies import UNIFORM, Known, Policy, asks_of
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.rules import seed_of
@@ -41,7 +42,7 @@ from hfsyn.runs.selection_rule import Rule
 from hfsyn.runs.shards import StoredRows
 
 MEASURED, PLAN, HOURS = "measured.json", "plan.json", "hours.json"
-FIRST, UNIFORM = "round-0", "uniform"
+FIRST = "round-0"
 
 
 @dataclass
@@ -348,8 +349,3 @@ def _measured(opened: Looping, folder: Path) -> dict[str, Any]:
         found[f"{name}_top1"] = wilson(int(right.sum()), len(right))
     atomic_text(folder / MEASURED, json.dumps(found, indent=1) + "\n")
     return found
-
-
-def open_measured(on: Measured) -> ImageSet:
-    """The images of a set that classifiers are measured on."""
-    return open_images(on.dataset, on.split, limit=on.limit)
