@@ -114,6 +114,8 @@ class LoopForecast:
     """What has no known cost in hours."""
     plans: Mapping[str, Sequence[Mapping[str, Any]]]
     """Policy -> the parts that it plans when it is asked with made-up answers: see `hfsyn.looping.planning`."""
+    remarks: Sequence[str]
+    """What is left out, or is not as one would expect."""
 
     @property
     def disk_bytes(self) -> int:
@@ -146,7 +148,7 @@ class LoopForecast:
             some = "; ".join(part_text(part) for part in parts[:_SHOWN_PARTS])
             lines.append(f"{name}, asked with made-up answers: {some}{and_more(len(parts), _SHOWN_PARTS)}")
         missing = [f"hours are without {', '.join(self.unknown)}, whose cost is not known"] if self.unknown else []
-        return "\n".join([*lines, *missing, f"{total}; {times or 'hours are not known'}{of}"])
+        return "\n".join([*lines, *self.remarks, *missing, f"{total}; {times or 'hours are not known'}{of}"])
 
 
 def forecast_loop(file: str) -> LoopForecast:
@@ -179,4 +181,4 @@ def forecast_loop(file: str) -> LoopForecast:
             one = {"policy": name, "round": number, "images": images, "trained": on, "hours": times}
             rounds.append({**one, "disk_bytes": disk})
     unions = (len(order.policies) - 1) * stored_bytes(recipe, asked.images * (asked.rounds + 1))
-    return LoopForecast(list(order.policies), rounds, unions, sorted(unknown), order.plans)
+    return LoopForecast(list(order.policies), rounds, unions, sorted(unknown), order.plans, order.remarks)

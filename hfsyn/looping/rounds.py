@@ -177,9 +177,11 @@ def _known(opened: Looping, policy: Policy, number: int, folder: Path, before: P
 
 def _findings(opened: Looping, model: Path, out: Path, images: int, number: int) -> list[Any]:
     """What an audit of the last classifier finds."""
-    how: dict[str, Any] = {"recipe": opened.recipe, "images": images, "repair": 0, "classes": (), "reader": None}
-    how |= {"overrides": (), "generator": None, "options": opened.options, "confirm": 0, "kind": f"audit-{number}"}
-    found = audit(str(model), opened.file.factors, out, seed=opened.seed("audit", number), **how)
+    how: dict[str, Any] = {"recipe": opened.recipe, "images": images, "repair": 0, "reader": opened.file.reader}
+    how |= {"classes": (), "overrides": (), "generator": None, "options": opened.options, "confirm": 0}
+    found = audit(
+        str(model), opened.file.factors, out, seed=opened.seed("audit", number), kind=f"audit-{number}", **how
+    )
     assert found is not None, "a loop works in this process"
     return list(found["findings"])
 
