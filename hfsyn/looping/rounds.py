@@ -24,6 +24,7 @@ from hfsyn.judging.measures.evaluate import rights
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.scores.scoring import finish_scores, score_set
 from hfsyn.judging.sets.image_set import TRAIN, open_images
+from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.judging.train.checkpoints import RECORDED
 from hfsyn.judging.train.loop import RunOptions, train
 from hfsyn.looping.loop_file import LoopFile
@@ -146,6 +147,9 @@ def _plan(opened: Looping, policy: str, number: int, folder: Path) -> list[dict[
     before = opened.folder(policy, number - 1)
     if number:
         by = (measured_in(before) or {})["weights"]
+        if open_classifier(before / "training", device="cpu").sha256 != by:
+            said = f"{before / 'training'} has other weights than those that were measured there."
+            raise HfsynError(said, f"Put those back, or delete {before / MEASURED}: they are measured again.")
     if (folder / PLAN).exists():
         found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         if found["by"] != by:
@@ -189,7 +193,7 @@ def _findings(opened: Looping, model: Path, out: Path, images: int, number: int)
 def _seen(opened: Looping, before: Path) -> list[dict[str, Any]]:
     """What the last training has shown of the images that it learnt from; see `Known.images`."""
     names = {info.wnid: info.name for info in opened.axes.classes}
-    places = {one: (None, f"start-{k}/") for k, one in enumerate(opened.file.start)}
+    places = {str(parse_dataset(one)): (None, f"start-{k}/") for k, one in enumerate(opened.file.start)}
     for run in map(Path, json.loads((before / "sets.json").read_text(encoding="utf-8"))):
         if load_run(run).recipe.generate.init == "none":
             parent = run.parent.parent if run.parent.name == "audit" else run.parent
