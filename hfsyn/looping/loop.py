@@ -17,17 +17,19 @@ or training folder, so the same command continues in the middle of any of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from builders.errors import hours_text, plural, quoted
 from builders.files import atomic_text
+from builders.runs import layout
 from builders.stores.copies import on_disk
 from builders.yaml import dump, load_file
 from hfsyn.errors import HfsynError, make_out
 from hfsyn.judging.measures.metrics import paired_difference
 from hfsyn.judging.measures.results import Result, interval, row
+from hfsyn.judging.steering import pin_entropy
 from hfsyn.looping.loop_file import FREE, LOOP, load_loop
 from hfsyn.looping.opening import Order, ordered
 from hfsyn.looping.policies import UNIFORM
@@ -37,6 +39,7 @@ from hfsyn.models.loras import pin_lora
 from hfsyn.progress import teller
 from hfsyn.recipes.recipe import GeneratePart, Recipe
 from hfsyn.rules import seed_of
+from hfsyn.runs.claims import lock
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.pins import pin_generator
 
@@ -77,8 +80,22 @@ def gain_text(over: Mapping[str, Any]) -> str:
 def loop(file: str, out: str | Path, options: WorkOptions) -> Curve:
     """See `hfsyn.api.looping.loop`, whose arguments and errors these are."""
     folder = on_disk(out).resolve()
-    opened = _opened(ordered(load_loop(file)), folder, options)
-    tell = teller(options.quiet)
+    order, tell = ordered(load_loop(file)), teller(options.quiet)
+    for remark in order.remarks:
+        tell(remark)
+    draw = _generator(order.recipe, folder)
+    make_out(folder)
+    if _there(folder) is None and any(path.name != layout.LOCKS for path in folder.iterdir()):
+        raise HfsynError(f"{folder} holds something else.", "Name an empty or new folder for --out.")
+    with lock(folder, "loop", wait=False) as held:
+        if not held:
+            said = f"Another process is at work in the loop {folder}."
+            raise HfsynError(said, f"Wait for it, or end it; `hfsyn status {folder}` shows how far it is.")
+        return _looped(_opened(order, draw, folder, options), tell)
+
+
+def _looped(opened: Looping, tell: Callable[[str], None]) -> Curve:
+    """Carry out what is missing of a loop."""
     number, stopped = 0, None
     while stopped is None:
         for policy in opened.policies:
@@ -124,11 +141,13 @@ def gain(here: str, there: str) -> dict[str, Any]:
 
 
 def _stopped(opened: Looping, number: int) -> dict[str, Any] | None:
-    """Why there is no round of this number; None if there is one. Of a round that has begun there always is one."""
+    """Why there is no round of this number; None if there is one, as of each that is done."""
     file, stop, seconds = opened.file, opened.file.stop, opened.clock.seconds
     why, said = "", ""
+    if all(measured_in(opened.folder(name, number)) is not None for name in opened.policies):
+        return None  # it is done, whatever was lowered since
     if number > file.rounds:
-        why, said = "rounds", f"Done: {plural(file.rounds, 'round')} after the first."
+        why, said = "rounds", f"Done: {plural(number - 1, 'round')} after the first."
     elif stop.images is not None and (number + 1) * file.images > stop.images:
         why = "images"
         said = f"The budget of {plural(stop.images, 'image')} has no room for another round of {file.images}."
@@ -158,30 +177,36 @@ def _no_gain(opened: Looping, last: int, rounds: int) -> str:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def _opened(order: Order, out: Path, options: WorkOptions) -> Looping:
+def _opened(order: Order, draw: GeneratePart, out: Path, options: WorkOptions) -> Looping:
     """The loop that was checked, its folder ready."""
-    file, there = order.file, load_file(out / LOOP, "loop", "") if (out / LOOP).exists() else None
-    draw = _generator(order.recipe, there)
+    file, there = order.file, _there(out)
     recipe = order.recipe.model_copy(update={"seed": seed_of(file.seed, "images") % 2**31, "generate": draw})
-    more = {"pins": order.pins, "generate": draw.model_dump(), "place": str(out)}
+    place = Path(there.get("place", out)) if there else out
+    if place.resolve() != out:
+        said = f"{out} is a loop that began in {place}, which its runs and trainings name."
+        raise HfsynError(said, f"Move it back there, or put a link there: ln -s {out} {place}")
+    more = {"pins": order.pins, "generate": draw.model_dump(), "place": str(place)}
     _begin(out, {**json.loads(file.model_dump_json()), **more}, there)
-    return Looping(out, file, recipe, order.axes, order.policies, options, Clock(out / HOURS))
+    return Looping(place, file, recipe, order.axes, order.policies, options, Clock(out / HOURS))
 
 
-def _generator(recipe: Recipe, there: Mapping[str, Any] | None) -> GeneratePart:
-    """Who draws, with the revision that the loop began with."""
-    if there is not None and "generate" in there:
-        return GeneratePart.model_validate(there["generate"])
-    return pin_lora(pin_generator(recipe).generate)
+def _there(out: Path) -> dict[str, Any] | None:
+    """What a loop that is there began with."""
+    return load_file(out / LOOP, "loop", "") if (out / LOOP).exists() else None
+
+
+def _generator(recipe: Recipe, out: Path) -> GeneratePart:
+    """Who draws, and what guides it, as the loop began with them. Raises HfsynError if they are not there."""
+    if "generate" in (there := _there(out) or {}):
+        stored = recipe.model_copy(update={"generate": GeneratePart.model_validate(there["generate"])})
+        pin_entropy(stored)
+        return stored.generate
+    return pin_lora(pin_entropy(pin_generator(recipe)).generate)
 
 
 def _begin(out: Path, fields: dict[str, Any], there: Mapping[str, Any] | None) -> None:
     """Write what was asked for, or compare it with what is there."""
-    make_out(out)
     if there is not None:
-        if there.get("place") != fields["place"]:
-            said = f"{out} is a loop that began in {there.get('place')}, which its runs and trainings name."
-            raise HfsynError(said, "Move it back there, or put a link there.")
         for key in (key for key in fields if key not in FREE and fields[key] != there.get(key)):
             if key == "pins":
                 names = [name for name, pin in fields[key].items() if there.get(key, {}).get(name) != pin]
@@ -191,7 +216,5 @@ def _begin(out: Path, fields: dict[str, Any], there: Mapping[str, Any] | None) -
             raise HfsynError(said, "Name another --out.")
         if there != fields:
             (out / CURVE).unlink(missing_ok=True)  # it says why the loop ended
-    elif any(out.iterdir()):
-        raise HfsynError(f"{out} holds something else.", "Name an empty or new folder for --out.")
     if there != fields:
         atomic_text(out / LOOP, dump(fields))

@@ -18,7 +18,7 @@ from builders.runs import layout
 from hfsyn.building import build
 from hfsyn.errors import HfsynError
 from hfsyn.judging.audit.audit import audit
-from hfsyn.judging.audit.prompts import Axes, recipe_for, within, write_prompts
+from hfsyn.judging.audit.prompts import Axes, at_home, recipe_for, within, write_prompts
 from hfsyn.judging.classifier import open_classifier, start_accelerator
 from hfsyn.judging.measures.evaluate import rights
 from hfsyn.judging.measures.metrics import wilson
@@ -218,7 +218,7 @@ def _draw(opened: Looping, policy: str, number: int, folder: Path, parts: Sequen
     first = 0
     for place, ((candidates, by, over), some) in enumerate(ways.items()):
         end = f"-{place}" if place else ""
-        prompts, run = folder / f"prompts{end}.parquet", folder / f"run{end}"
+        prompts, run = (folder / f"prompts{end}.parquet").resolve(), folder / f"run{end}"
         images = sum(part["images"] for part in some)
         if not prompts.exists():
             rows = _begun(opened, policy, number, some, first) if over else _rows(opened, number, some, first)
@@ -228,10 +228,10 @@ def _draw(opened: Looping, policy: str, number: int, folder: Path, parts: Sequen
         recipe = recipe_for(opened.recipe, prompts, "loop")
         if over:
             recipe = recipe.with_fields("generate", init="source", strength=opened.file.strength)
-        if candidates == 1:
-            build(recipe, run, options=opened.options)
-        else:
-            drawn = build(recipe, folder / f"drawn{end}", options=opened.options).folder
+        place = folder / f"drawn{end}" if candidates > 1 else run
+        at_home(place, prompts)
+        drawn = build(recipe, place, options=opened.options).folder
+        if candidates > 1:
             _keep(opened, drawn, run, opened.folder(policy, number - 1) / "training", by)
 
 
@@ -281,10 +281,14 @@ def _stored(run: Path, wanted: set[str]) -> dict[str, tuple[str, Any, bytes]]:
     return {line[ID]: (line["wnid"], levels[line["source_id"]], line["image"]["bytes"]) for line in lines}
 
 
+def prompts_of(run: Path) -> Path:
+    """The prompts of a round's run, wherever the loop is now."""
+    return run.parent / Path(str(load_run(run).recipe.source.path)).name
+
+
 def levels_of(run: Path) -> dict[str, dict[str, str]]:
     """Source id -> levels of the images of a round's run, by factor."""
-    prompts = run.parent / Path(str(load_run(run).recipe.source.path)).name  # wherever the loop is now
-    lines = pq.read_table(prompts, columns=["source_id", "levels"]).to_pylist()
+    lines = pq.read_table(prompts_of(run), columns=["source_id", "levels"]).to_pylist()
     return {line["source_id"]: line["levels"] for line in lines}
 
 
@@ -328,7 +332,7 @@ def _train(opened: Looping, policy: str, number: int, out: Path) -> None:
     sets = [f"{one}:{size / total:.9f}" for one, size in sizes.items()] if len(sizes) > 1 else list(sizes)
     values: dict[str, Any] = {"data.train": sets, "data.budget": total, "seed": opened.seed("training", number)}
     if number and file.weights == "last":
-        values["model.init_from"] = str(opened.folder(policy, number - 1) / "training")
+        values |= {"model.init_from": str(opened.folder(policy, number - 1) / "training"), "model.pretrained": False}
     asked = opened.asked if number == 0 else asks_of(opened.policies[policy])
     options = RunOptions(device=opened.options.device, quiet=opened.options.quiet, record="losses" in asked)
     atomic_text(out.parent / "sets.json", json.dumps([str(run) for run in runs]) + "\n")
