@@ -91,6 +91,7 @@ def without_work(monkeypatch: pytest.MonkeyPatch) -> Drawer:
     for module in ("hfsyn.building.tried_generator", "hfsyn.images.generate_stage.loaded_generator"):
         monkeypatch.setattr(module, lambda run, options: drawer)
     monkeypatch.setattr(rounds, "train", learn)
+    monkeypatch.setattr(rounds, "BEAT", 1e6)
     monkeypatch.setattr(rounds, "score_set", score)
     monkeypatch.setattr(rounds, "start_accelerator", lambda device: SimpleNamespace(device="cpu"))
     opened = lambda model, device: SimpleNamespace(sha256=(model / "weights").read_text())  # noqa: E731

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -44,11 +46,12 @@ from hfsyn.runs.shards import StoredRows
 
 MEASURED, PLAN, HOURS = "measured.json", "plan.json", "hours.json"
 FIRST = "round-0"
+BEAT = 30.0  # seconds after which work is written down
 
 
 @dataclass
 class Clock:
-    """Seconds of work by round, in a file; what was at work when a process was killed is not among them."""
+    """Seconds of work by round, in a file; of a process that was killed all but the last ones, see `BEAT`."""
 
     path: Path
     seconds: dict[str, float] = field(default_factory=dict)
@@ -56,17 +59,28 @@ class Clock:
     def __post_init__(self) -> None:
         if self.path.exists():
             self.seconds = json.loads(self.path.read_text(encoding="utf-8"))
-        self.start()
 
-    def start(self) -> None:
-        """What follows is work."""
-        self._last = time.monotonic()
+    @contextmanager
+    def at_work(self, number: int) -> Iterator[None]:
+        """What is done within is work on a round, however it ends."""
+        before, began, done = self.seconds.get(str(number), 0), time.monotonic(), Event()
 
-    def note(self, number: int) -> None:
-        """A part of a round is done."""
-        now, self._last = time.monotonic() - self._last, time.monotonic()
-        self.seconds[str(number)] = round(self.seconds.get(str(number), 0) + now, 1)
-        atomic_text(self.path, json.dumps(self.seconds) + "\n")
+        def note() -> None:
+            self.seconds[str(number)] = round(before + time.monotonic() - began, 1)
+            atomic_text(self.path, json.dumps(self.seconds) + "\n")
+
+        def beat() -> None:
+            while not done.wait(BEAT):
+                note()
+
+        beating = Thread(target=beat, daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            done.set()
+            beating.join()
+            note()
 
 
 @dataclass(frozen=True)
@@ -127,15 +141,11 @@ def carry_out(opened: Looping, policy: str, number: int) -> dict[str, Any]:
     if (found := measured_in(folder)) is not None:
         return found
     make_folder(folder)
-    opened.clock.start()
-    parts = _plan(opened, policy, number, folder)
-    _draw(opened, policy, number, folder, parts)
-    opened.clock.note(number)
-    _train(opened, policy, number, folder / "training")
-    opened.clock.note(number)
-    found = _measured(opened, folder)
-    opened.clock.note(number)
-    return found
+    with opened.clock.at_work(number):
+        parts = _plan(opened, policy, number, folder)
+        _draw(opened, policy, number, folder, parts)
+        _train(opened, policy, number, folder / "training")
+        return _measured(opened, folder)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

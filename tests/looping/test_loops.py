@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,17 @@ def test_a_loop_ends_when_the_last_rounds_gained_nothing_on_the_images_that_stee
     found = looped(written(tmp_path, rounds=4, stop={"without_gain": 1}), tmp_path / "loop")
     assert (found["stopped"]["why"], found["stopped"]["rounds"]) == ("no gain", 3)
     assert "hard-classes +0.0 points" in found["stopped"]["said"]
+
+
+def test_the_hours_of_a_process_that_is_killed_are_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "BEAT", 0.05)
+    (tmp_path / "hours.json").write_text('{"1": 5.0}')
+    with rounds.Clock(tmp_path / "hours.json").at_work(1):
+        time.sleep(0.4)
+        assert json.loads((tmp_path / "hours.json").read_text())["1"] > 5.1  # were it killed now
+    assert json.loads((tmp_path / "hours.json").read_text())["1"] >= 5.4
 
 
 def test_a_loop_whose_limits_are_lowered_goes_on_with_what_is_done(tmp_path: Path, quick: Drawer) -> None:
