@@ -238,9 +238,9 @@ def _draw(opened: Looping, policy: str, number: int, folder: Path, parts: Sequen
         recipe = recipe_for(opened.recipe, prompts, "loop")
         if over:
             recipe = recipe.with_fields("generate", init="source", strength=opened.file.strength)
-        place = folder / f"drawn{end}" if candidates > 1 else run
-        at_home(place, prompts)
-        drawn = build(recipe, place, options=opened.options).folder
+        mine = folder / f"drawn{end}" if candidates > 1 else run
+        at_home(mine, prompts)
+        drawn = build(recipe, mine, options=opened.options).folder
         if candidates > 1:
             _keep(opened, drawn, run, opened.folder(policy, number - 1) / "training", by)
 
