@@ -20,7 +20,8 @@ largest mean gain on seeds 0 to 4 is the one that is reported on seeds 5 to 9. I
 `LEAST` points with its interval above zero. All policies are shown, also those that lose.
 
 **Settings.** These are as they were committed before the first run on seeds 0 to 9; what led to them was tried on seeds
-from 100 on (``--explore``): see `EXPLORED`.
+from 100 on (``--explore``): see `EXPLORED`. A first run was stopped after six seeds, when it was found that all parts
+of a plan had the same levels in turn; this is the run after that was corrected.
 """
 
 from __future__ import annotations

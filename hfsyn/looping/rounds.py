@@ -249,8 +249,9 @@ def _rows(opened: Looping, number: int, parts: Sequence[Mapping[str, Any]], firs
     """The prompts of parts that begin from noise; `first` is the number of the first image."""
     rows: list[dict[str, Any]] = []
     for part in parts:
-        seed, kind = opened.seed("design", number), f"round-{number}"
-        rows += within(opened.axes, part["levels"], part["images"], seed, kind, first + len(rows))
+        start = first + len(rows)
+        seed = opened.seed("design", number) + start  # with one seed each part would have the same levels in turn
+        rows += within(opened.axes, part["levels"], part["images"], seed, f"round-{number}", start)
     return rows
 
 

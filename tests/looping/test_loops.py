@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ from builders.errors import HfsynError
 from builders.runs import layout
 from builders.variants import get_variant
 from hfsyn.cli import cli
+from hfsyn.judging.audit.prompts import Axes
 from hfsyn.judging.classifier import Classifier, create_network, save_classifier
 from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.looping import rounds
+from hfsyn.recipes.factor_file import load_factors
 from hfsyn.runs.claims import lock
 
 
@@ -283,6 +286,16 @@ def test_a_loop_is_only_continued_where_it_began_and_as_it_began(tmp_path: Path,
     (out / "mine/round-1/measured.json").unlink()
     assert looped(written(tmp_path, **changes), out) == found
     assert bytes_of(tmp_path / "moved") == before
+
+
+def test_each_part_of_a_plan_has_levels_of_its_own() -> None:
+    axes = Axes(load_factors("shapes"), get_variant("shapes").classes)
+    opened: Any = SimpleNamespace(axes=axes, seed=lambda *_: 5)
+    parts = [{"images": 8, "levels": {"class": [name]}} for name in ("heart", "star")]
+    rows = rounds._rows(opened, 1, parts, 0)
+    heart, star = ([row["levels"] for row in rows if row["class_name"] == name] for name in ("heart", "star"))
+    assert len(heart) == len(star) == 8
+    assert heart != star
 
 
 def test_status_and_report_show_how_far_a_loop_is(tmp_path: Path, quick: Drawer) -> None:

@@ -6,15 +6,19 @@ Everything here is a pure function of numbers.
 - **Effects**: the variance of right and wrong answers that each factor, and each pair of factors beyond the two alone,
   explains. Answers are 0 or 1, so no normal distribution is assumed: p is the share of permutations of the residuals
   of the model without the effect that explain as much (Freedman & Lane, "A nonstochastic interpretation of reported
-  significance levels", 1983). Over all effects the false discovery rate is bounded (Benjamini & Hochberg, 1995).
-- **Suspects**: pairs of levels, and then levels, whose images are wrong more often than is expected. The one that
-  chance explains least (binomial tail) is taken; its images are expected to be as wrong as they are from then on; and
-  so on while chance explains less than `SCREEN`. So *heart* is not suspected for what *red hearts* do, nor ten pairs
-  for what one does. A level most of whose pairs with one other factor were taken is taken before all pairs.
-- **Findings**: suspects that are wrong more often than all that is not suspected by more than `LEAST`, taken in the
-  same way until the next one is above Benjamini and Hochberg's line. Where each suspect has new images of its own, only
-  these count. They are independent of why it was suspected, so the line counts the suspects alone, and the accuracy
-  that is stated is not the worst of many. Otherwise the line counts all cells that were looked at.
+  significance levels", 1983), and what they explain on average is not counted as explained. Over all effects the false
+  discovery rate is bounded (Benjamini & Hochberg, 1995).
+- **Suspects**: pairs of levels, and then levels, whose images are wrong more often than is expected: of a pair, more
+  often than its two levels explain each for itself (`_alone`), so that it is not suspected for a class that is hard.
+  The one that chance explains least (binomial tail) is taken; its images are expected to be as wrong as they are from
+  then on; and so on while chance explains less than `SCREEN`. So *heart* is not suspected for what *red hearts* do,
+  nor ten pairs for what one does. A level most of whose pairs with one other factor were taken is taken before all
+  pairs.
+- **Findings**: suspects that are wrong more often than all that is not suspected by more than `LEAST`, pairs also more
+  often than their levels explain, taken in the same way until the next one is above Benjamini and Hochberg's line.
+  Where each suspect has new images of its own, only these count. They are independent of why it was suspected, so the
+  line counts the suspects alone, and the accuracy that is stated is not the worst of many. Otherwise the line counts
+  all cells that were looked at.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import numpy as np
 from hfsyn.judging.measures.metrics import Interval, wilson
 
 LEAST = 0.1
-"""A finding is only named if its error rate is above that elsewhere by more than this, and not by chance."""
+"""A finding is only named if its error rate is above what is expected by more than this, and not by chance."""
 FALSE = 0.05
 """The bound on false discoveries."""
 SCREEN = 0.02
@@ -108,34 +112,48 @@ def effects(table: np.ndarray, right: np.ndarray, sizes: Sequence[int], *, seed:
     parts = []
     for term in terms:
         others = [column for column in columns if len(term) == 2 or column not in term]
-        code, cells = _coded(table, sizes, term)
-        counts = np.maximum(np.bincount(code, minlength=cells), 1)
-        parts.append((_residuals(answers, table, sizes, others), code, counts))
+        rest = answers - _fitted(answers, table, sizes, others)
+        # Of a pair what its columns explain does not count, also not of residuals that were permuted.
+        sums = [(1, term), *((-1, (column,)) for column in (term if len(term) == 2 else ()))]
+        parts.append((rest, [(sign, *_counted(table, sizes, some)) for sign, some in sums]))
     explained = np.array([_explained(*part) for part in parts])
-    beaten, rng = np.zeros(len(terms)), np.random.default_rng(seed)
+    beaten, chance, rng = np.zeros(len(terms)), np.zeros(len(terms)), np.random.default_rng(seed)
     for _ in range(_PERMUTATIONS):
         some = rng.permutation(len(table))
-        beaten += np.array([_explained(rest[some], code, counts) for rest, code, counts in parts]) >= explained - 1e-9
+        now = np.array([_explained(rest[some], sums) for rest, sums in parts])
+        beaten += now >= explained - 1e-9
+        chance += now / _PERMUTATIONS
     ps = ((1 + beaten) / (1 + _PERMUTATIONS)).tolist()
-    found = [Effect(*one) for one in zip(terms, (explained / total).tolist(), ps, adjusted(ps), strict=True)]
+    shares = np.maximum((explained - chance) / total, 0.0).tolist()
+    found = [Effect(*one) for one in zip(terms, shares, ps, adjusted(ps), strict=True)]
     return sorted(found, key=lambda effect: (effect.q, -effect.share))
 
 
-def _residuals(answers: np.ndarray, table: np.ndarray, sizes: Sequence[int], columns: Sequence[int]) -> np.ndarray:
-    """What the factors of some columns leave unexplained, fitted by taking each one's means away in turn."""
-    rest = answers - answers.mean()
+def _fitted(
+    answers: np.ndarray, table: np.ndarray, sizes: Sequence[int], columns: Sequence[int], of: Any = slice(None)
+) -> np.ndarray:
+    """What the levels of some columns explain, each for itself: least squares over the rows `of`, for all rows."""
+    rest, levels = answers[of] - answers[of].mean(), table[of]
+    found = np.full(len(table), answers[of].mean())
     for _ in range(_SWEEPS if len(columns) > 1 else 1):
         for column in columns:
-            level = table[:, column]
+            level = levels[:, column]
             counts = np.maximum(np.bincount(level, minlength=sizes[column]), 1)
-            rest = rest - (np.bincount(level, weights=rest, minlength=sizes[column]) / counts)[level]
-    return rest
+            means = np.bincount(level, weights=rest, minlength=sizes[column]) / counts
+            rest, found = rest - means[level], found + means[table[:, column]]
+    return found
 
 
-def _explained(rest: np.ndarray, code: np.ndarray, counts: np.ndarray) -> float:
-    """The sum of squares between cells."""
-    sums = np.bincount(code, weights=rest, minlength=len(counts))
-    return float((sums**2 / counts).sum())
+def _counted(table: np.ndarray, sizes: Sequence[int], columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row's cell, and how many rows each has, at least 1."""
+    code, cells = _coded(table, sizes, columns)
+    return code, np.maximum(np.bincount(code, minlength=cells), 1)
+
+
+def _explained(rest: np.ndarray, sums: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> float:
+    """Sums of squares between cells, added with their signs."""
+    squares = (sign * (np.bincount(code, weights=rest, minlength=len(n)) ** 2 / n).sum() for sign, code, n in sums)
+    return float(sum(squares))
 
 
 def adjusted(ps: Sequence[float]) -> list[float]:
@@ -165,9 +183,10 @@ def suspects(
         for cell, rows in rows_by_cell(table, sizes, term).items()
         if len(rows) >= FEWEST and cell not in left_out
     }
-    taken = _taken(cells, ~right, lambda number: SCREEN)
+    alone = _alone(table, ~right, sizes, np.ones(len(table), bool))
+    taken = _taken(cells, ~right, lambda number: SCREEN, alone)
     if wide := [level for level in cells if len(level[0]) == 1 and _covered(level, len(cells[level]), taken)]:
-        taken = _taken(cells, ~right, lambda number: SCREEN, first=wide)
+        taken = _taken(cells, ~right, lambda number: SCREEN, alone, first=wide)
     return list(taken), len(cells)
 
 
@@ -176,6 +195,13 @@ def _covered(level: Cell, images: int, taken: Mapping[Cell, np.ndarray]) -> bool
     of_level = [cell for cell in taken if len(cell[0]) == 2 and set(_levels(level)) < set(_levels(cell))]
     counts = [sum(len(taken[cell]) for cell in of_level if cell[0] == term) for term in {cell[0] for cell in of_level}]
     return max(counts, default=0) > images / 2
+
+
+def _alone(table: np.ndarray, wrong: np.ndarray, sizes: Sequence[int], of: np.ndarray) -> np.ndarray:
+    """Of each image the error rate that its levels explain each for itself, from some of the images; float (n,)."""
+    if not of.any():
+        return np.zeros(len(table))
+    return np.clip(_fitted(wrong.astype(np.float64), table, sizes, range(len(sizes)), of), 0.0, 1.0)
 
 
 def findings(
@@ -206,11 +232,14 @@ def findings(
         cells, number = {cell: np.flatnonzero(drawn == k) for k, cell in enumerate(suspected)}, len(suspected)
     trusted = design.copy()
     trusted[_joined(of_design.values())] = False
+    apart = design.copy()  # the levels of a suspected pair are not blamed for it
+    apart[_joined(rows for cell, rows in of_design.items() if len(cell[0]) == 2)] = False
     base = float((~right)[trusted if trusted.any() else design].mean()) if len(right) else 0.0
     taken = _taken(
         {cell: rows for cell, rows in cells.items() if len(rows)},
         ~right,
         lambda named: FALSE * (named + 1) / max(number, 1),
+        _alone(table, ~right, sizes, apart if apart.any() else design),
         least=LEAST,
         base=base,
         every=every,
@@ -242,6 +271,7 @@ def _taken(
     cells: Mapping[Cell, np.ndarray],
     wrong: np.ndarray,
     line: Callable[[int], float],
+    alone: np.ndarray,
     *,
     least: float = 0.0,
     base: float | None = None,
@@ -250,29 +280,33 @@ def _taken(
 ) -> dict[Cell, np.ndarray]:
     """The cells that are taken, in turn, and their rows; pairs first, since what a level does is seen without them.
 
-    `line` is the largest p by how many were taken before; `base` the error rate that is expected, None what all images
-    without a name have. Those of `first` are taken before all others. `every` has all rows with the levels of a cell,
-    also those that do not count for it.
+    `line` is the largest p by how many were taken before; `alone` the error rates that are expected of pairs, see
+    `_alone`; `base` that of levels, and the least of pairs, None what all images without a name have. Those of `first`
+    are taken before all others. `every` has all rows with the levels of a cell, also those that do not count for it.
     """
     taken: dict[Cell, np.ndarray] = {}
     known = base if base is not None else wrong.mean() if len(wrong) else 0.0
-    expected, named = np.full(len(wrong), known), np.zeros(len(wrong), bool)
+    expected = {1: np.full(len(wrong), known), 2: alone.copy() if base is None else np.maximum(alone, base)}
+    named = np.zeros(len(wrong), bool)
 
     def take(cell: Cell) -> None:
         taken[cell] = cells[cell]
         named[cells[cell]] = True
         if base is None and not named.all():
-            expected[~named] = wrong[~named].mean()
-        expected[(every or cells)[cell]] = wrong[cells[cell]].mean()
+            expected[1][~named] = wrong[~named].mean()
+        for rates in expected.values():
+            rates[(every or cells)[cell]] = wrong[cells[cell]].mean()
 
     for cell in first:
         take(cell)
     for columns in (2, 1):
         while left := {cell: rows for cell, rows in cells.items() if len(cell[0]) == columns and cell not in taken}:
-            ps = {
-                cell: tail(int(wrong[rows].sum()), len(rows), float(expected[rows].mean()) + least)
-                for cell, rows in left.items()
-            }
+            ps = {}
+            for cell, rows in left.items():
+                rate = float(expected[columns][rows].mean()) + least
+                if base is None:  # a rate that was fitted may be 0, which no single mistake should disprove
+                    rate = (rate * len(rows) + 0.5) / (len(rows) + 1)
+                ps[cell] = tail(int(wrong[rows].sum()), len(rows), rate)
             best = min(ps, key=lambda cell: (ps[cell], cell))
             if ps[best] > line(len(taken)):
                 break

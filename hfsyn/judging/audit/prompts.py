@@ -88,7 +88,7 @@ def repairing(axes: Axes, found: Sequence[Found], images: int, seed: int) -> lis
     for one, last in zip(found, ends, strict=True):
         named = zip(one.columns, one.levels, strict=True)
         levels = {axes.names[column]: [axes.levels[column][level] for level in some] for column, some in named}
-        rows += within(axes, levels, int(last) - len(rows), seed, "repair", len(rows))
+        rows += within(axes, levels, int(last) - len(rows), seed + len(rows), "repair", len(rows))
     return rows
 
 

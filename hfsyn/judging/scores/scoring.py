@@ -12,9 +12,11 @@ from builders.stores.copies import on_disk
 from hfsyn.errors import ExitCode, HfsynError, make_out
 from hfsyn.judging.scores.judges import Place, Spec, open_judge, parse_judge
 from hfsyn.launching import launch, stopped
+from hfsyn.recipes.factor_file import ASKED, read_asked
 from hfsyn.runs.claims import mark_of, working_in
 from hfsyn.runs.finish import reseal
 from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.run import load_run
 from hfsyn.runs.scores import Judge, Scored, Scores, check_judge, gather, score_by
 from hfsyn.workers import (
     check_device,
@@ -103,8 +105,12 @@ def opened(what: str, out: str | Path | None, config_name: str | None) -> Scored
 
 def _opened(specs: Sequence[Spec], scored: Scored, device: str, *, overwrite: bool) -> list[Judge]:
     """The judges, opened before any of them looks at an image, and room for their scores."""
-    classes = {entry["wnid"]: entry["name"] for entry in scored.side.manifest().raw.get("classes", ())}
     side = scored.side
+    classes = {entry["wnid"]: entry["name"] for entry in side.manifest().raw.get("classes", ())}
+    if isinstance(side, RunFolder) and (run := load_run(side.folder)).recipe.of_prompts:
+        # A class that these prompts do not draw is not out of the question: in an audit none that it asks about.
+        asked = read_asked(side.folder.parent).classes if (side.folder.parent / ASKED).exists() else run.classes
+        classes = {wnid: run.classes[wnid].name for wnid in asked}
     named = str(side.folder) if isinstance(side, RunFolder) else f"{side.repo_id}@{side.sha}#{side.config_name}"
     place = Place(scored, classes, device, named)
     found = [open_judge(spec, place) for spec in specs]
