@@ -16,35 +16,30 @@ or training folder, so the same command continues in the middle of any of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from builders.errors import hours_text, plural, quoted
 from builders.files import atomic_text
+from builders.runs import layout
 from builders.stores.copies import on_disk
-from builders.variants import get_variant
 from builders.yaml import dump, load_file
 from hfsyn.errors import HfsynError, make_out
-from hfsyn.judging.audit.prompts import Axes
 from hfsyn.judging.measures.metrics import paired_difference
 from hfsyn.judging.measures.results import Result, interval, row
-from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
-from hfsyn.judging.sets.shared import check_classes, shared_images
-from hfsyn.looping.loop_file import FREE, LOOP, LoopFile, load_loop
-from hfsyn.looping.planning import tried
-from hfsyn.looping.policies import POLICIES, Policy, policy_of
-from hfsyn.looping.rounds import HOURS, UNIFORM, Clock, Looping, carry_out, measured_in, open_measured, round_folder
+from hfsyn.judging.steering import pin_entropy
+from hfsyn.looping.loop_file import FREE, LOOP, load_loop
+from hfsyn.looping.opening import Order, ordered
+from hfsyn.looping.policies import UNIFORM
+from hfsyn.looping.rounds import HOURS, Clock, Looping, carry_out, measured_in, round_folder
 from hfsyn.looping.union import unite
 from hfsyn.models.loras import pin_lora
 from hfsyn.progress import teller
-from hfsyn.recipes.factor_file import load_factors
-from hfsyn.recipes.recipe import GeneratePart, Recipe, load_recipe
-from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
+from hfsyn.recipes.recipe import GeneratePart, Recipe
 from hfsyn.rules import seed_of
+from hfsyn.runs.claims import lock
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.pins import pin_generator
 
@@ -85,8 +80,22 @@ def gain_text(over: Mapping[str, Any]) -> str:
 def loop(file: str, out: str | Path, options: WorkOptions) -> Curve:
     """See `hfsyn.api.looping.loop`, whose arguments and errors these are."""
     folder = on_disk(out).resolve()
-    opened = _opened(load_loop(file), folder, options)
-    tell = teller(options.quiet)
+    order, tell = ordered(load_loop(file)), teller(options.quiet)
+    for remark in order.remarks:
+        tell(remark)
+    draw = _generator(order.recipe, folder)
+    make_out(folder)
+    if _there(folder) is None and any(path.name != layout.LOCKS for path in folder.iterdir()):
+        raise HfsynError(f"{folder} holds something else.", "Name an empty or new folder for --out.")
+    with lock(folder, "loop", wait=False) as held:
+        if not held:
+            said = f"Another process is at work in the loop {folder}."
+            raise HfsynError(said, f"Wait for it, or end it; `hfsyn status {folder}` shows how far it is.")
+        return _looped(_opened(order, draw, folder, options), tell)
+
+
+def _looped(opened: Looping, tell: Callable[[str], None]) -> Curve:
+    """Carry out what is missing of a loop."""
     number, stopped = 0, None
     while stopped is None:
         for policy in opened.policies:
@@ -132,11 +141,13 @@ def gain(here: str, there: str) -> dict[str, Any]:
 
 
 def _stopped(opened: Looping, number: int) -> dict[str, Any] | None:
-    """Why there is no round of this number; None if there is one. Of a round that has begun there always is one."""
+    """Why there is no round of this number; None if there is one, as of each that is done."""
     file, stop, seconds = opened.file, opened.file.stop, opened.clock.seconds
     why, said = "", ""
+    if all(measured_in(opened.folder(name, number)) is not None for name in opened.policies):
+        return None  # it is done, whatever was lowered since
     if number > file.rounds:
-        why, said = "rounds", f"Done: {plural(file.rounds, 'round')} after the first."
+        why, said = "rounds", f"Done: {plural(number - 1, 'round')} after the first."
     elif stop.images is not None and (number + 1) * file.images > stop.images:
         why = "images"
         said = f"The budget of {plural(stop.images, 'image')} has no room for another round of {file.images}."
@@ -166,89 +177,36 @@ def _no_gain(opened: Looping, last: int, rounds: int) -> str:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def _opened(file: LoopFile, out: Path, options: WorkOptions) -> Looping:
-    """The loop with everything in it looked at, its folder ready."""
-    factors, recipe = load_factors(file.factors), load_recipe(file.recipe)
-    axes = Axes(factors, get_variant(recipe.source.variant).classes)
-    axes.allowed()
-    policies, pins, _ = policies_of(file, axes)
-    if file.stop.images is not None and file.stop.images < file.images:
-        said = f"stop.images is {file.stop.images}, less than the first round of {file.images}."
-        raise HfsynError(said, "Raise it, or lower images.")
-    training = load_train_config(file.train, (), {"data.train": ["shapes"]})
-    pins |= {**_sets(file, axes), **_contents(recipe, training, axes)}
-    there = load_file(out / LOOP, "loop", "") if (out / LOOP).exists() else None
-    draw = _generator(recipe, there)
-    recipe = recipe.model_copy(update={"seed": seed_of(file.seed, "images") % 2**31, "generate": draw})
-    opened = Looping(out, file, recipe, axes, policies, options, Clock(out / HOURS))
-    if "losses" in opened.asked:
-        GeneratePart.model_validate({**draw.model_dump(), "init": "source", "strength": file.strength})
-    more = {"pins": pins, "generate": draw.model_dump(), "place": str(out)}
+def _opened(order: Order, draw: GeneratePart, out: Path, options: WorkOptions) -> Looping:
+    """The loop that was checked, its folder ready."""
+    file, there = order.file, _there(out)
+    recipe = order.recipe.model_copy(update={"seed": seed_of(file.seed, "images") % 2**31, "generate": draw})
+    place = Path(there.get("place", out)) if there else out
+    if place.resolve() != out:
+        said = f"{out} is a loop that began in {place}, which its runs and trainings name."
+        raise HfsynError(said, f"Move it back there, or put a link there: ln -s {out} {place}")
+    more = {"pins": order.pins, "generate": draw.model_dump(), "place": str(place)}
     _begin(out, {**json.loads(file.model_dump_json()), **more}, there)
-    return opened
+    return Looping(place, file, recipe, order.axes, order.policies, options, Clock(out / HOURS))
 
 
-def _generator(recipe: Recipe, there: Mapping[str, Any] | None) -> GeneratePart:
-    """Who draws, with the revision that the loop began with."""
-    if there is not None and "generate" in there:
-        return GeneratePart.model_validate(there["generate"])
-    return pin_lora(pin_generator(recipe).generate)
+def _there(out: Path) -> dict[str, Any] | None:
+    """What a loop that is there began with."""
+    return load_file(out / LOOP, "loop", "") if (out / LOOP).exists() else None
 
 
-def open_apart(file: LoopFile) -> dict[str, ImageSet]:
-    """The sets that steer and test, and those that are started from, by what they are. Raises HfsynError if images are
-    in two of them: a policy would know the test, or a classifier have learnt what measures it.
-    """
-    found = {"steer": open_measured(file.steer), "test": open_measured(file.test)}
-    found |= {f"start {one}": open_images(one, default=TRAIN) for one in file.start}
-    for one, other in combinations(found, 2):
-        if one in ("steer", "test") and (count := len(shared_images(found[other], found[one]))):
-            said = f"{one} and {other} share {plural(count, 'image')}."
-            raise HfsynError(said, f"Give `{one}` others, such as another split.")
-    return found
-
-
-def policies_of(
-    file: LoopFile, axes: Axes
-) -> tuple[dict[str, Policy], dict[str, str], dict[str, list[dict[str, Any]]]]:
-    """The policies by the names of their folders, what pins them, and what each planned when it was tried."""
-    levels = dict(zip(axes.names, axes.levels, strict=True))
-    found: dict[str, Policy] = {}
-    pins, plans = {}, {}
-    for label in file.policy if UNIFORM in file.policy else (*file.policy, UNIFORM):
-        policy, pin = policy_of(label)
-        name = label if pin == label else label.rpartition(":")[2]
-        if pin != label and name in POLICIES:
-            raise HfsynError(f"{name} is the name of a policy of hfsyn's own.", f"Rename the function of {label}.")
-        if name in found:
-            raise HfsynError(f"Two policies are called {name}.", "Rename one of the functions.")
-        plans[name] = tried(label, levels, file.images, file.candidates, file.rounds)
-        found[name], pins[f"policy {name}"] = policy, pin
-    if UNIFORM not in file.policy:
-        del pins[f"policy {UNIFORM}"]
-    return {**{name: one for name, one in found.items() if name != UNIFORM}, UNIFORM: POLICIES[UNIFORM]}, pins, plans
-
-
-def _sets(file: LoopFile, axes: Axes) -> dict[str, str]:
-    """What pins the real images: hashes of their ids, their classes and some of them."""
-    found, names = open_apart(file), {info.wnid: info.name for info in axes.classes}
-    for one in ("steer", "test"):
-        check_classes(names, found[one], f"the recipe {file.recipe}")
-    return {name: images.fingerprint for name, images in found.items()}
-
-
-def _contents(recipe: Recipe, training: TrainConfig, axes: Axes) -> dict[str, str]:
-    parts = {"recipe": recipe, "train": training, "factors": axes.factors}
-    return {name: hashlib.sha256(part.model_dump_json().encode()).hexdigest() for name, part in parts.items()}
+def _generator(recipe: Recipe, out: Path) -> GeneratePart:
+    """Who draws, and what guides it, as the loop began with them. Raises HfsynError if they are not there."""
+    if "generate" in (there := _there(out) or {}):
+        stored = recipe.model_copy(update={"generate": GeneratePart.model_validate(there["generate"])})
+        pin_entropy(stored)
+        return stored.generate
+    return pin_lora(pin_entropy(pin_generator(recipe)).generate)
 
 
 def _begin(out: Path, fields: dict[str, Any], there: Mapping[str, Any] | None) -> None:
     """Write what was asked for, or compare it with what is there."""
-    make_out(out)
     if there is not None:
-        if there.get("place") != fields["place"]:
-            said = f"{out} is a loop that began in {there.get('place')}, which its runs and trainings name."
-            raise HfsynError(said, "Move it back there, or put a link there.")
         for key in (key for key in fields if key not in FREE and fields[key] != there.get(key)):
             if key == "pins":
                 names = [name for name, pin in fields[key].items() if there.get(key, {}).get(name) != pin]
@@ -258,7 +216,5 @@ def _begin(out: Path, fields: dict[str, Any], there: Mapping[str, Any] | None) -
             raise HfsynError(said, "Name another --out.")
         if there != fields:
             (out / CURVE).unlink(missing_ok=True)  # it says why the loop ended
-    elif any(out.iterdir()):
-        raise HfsynError(f"{out} holds something else.", "Name an empty or new folder for --out.")
     if there != fields:
         atomic_text(out / LOOP, dump(fields))

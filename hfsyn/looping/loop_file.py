@@ -55,6 +55,10 @@ class LoopFile(Part):
     """uniform, hard-classes, uncertain, not-learned-early, audit, or `path/to/file.py:function` of your own; several
     share the first round and the control.
     """
+    reader: Text | None = None
+    """Who reads back whether the images of an audit show what they should, as for `hfsyn audit`; null is the captioner
+    of the recipe.
+    """
     images: Count = 300
     """Of a round."""
     rounds: Annotated[Count, Field(le=1000)] = 3

@@ -10,23 +10,19 @@ from typing import Any
 
 from builders.errors import and_more, hours_text, plural, size_text
 from builders.runs import layout
-from builders.variants import get_variant
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.audit.prompts import Axes
 from hfsyn.judging.bench.costs import BACKWARD, network_cost
 from hfsyn.judging.measures.results import interval
-from hfsyn.looping.loop import CURVE, curve_of, open_apart, policies_of
+from hfsyn.looping.loop import CURVE, curve_of
 from hfsyn.looping.loop_file import LOOP, load_loop
+from hfsyn.looping.opening import ordered
 from hfsyn.looping.planning import part_text
-from hfsyn.looping.policies import POLICIES, asks_of
-from hfsyn.looping.rounds import HOURS, MEASURED, PLAN, UNIFORM, round_folder, runs_of
+from hfsyn.looping.policies import POLICIES, UNIFORM, asks_of
+from hfsyn.looping.rounds import HOURS, MEASURED, PLAN, round_folder, runs_of
 from hfsyn.outlook.costs import DEVICES, UTILISATION
 from hfsyn.outlook.costs import hours as hours_of
 from hfsyn.outlook.forecast import stored_bytes
-from hfsyn.recipes.factor_file import load_factors
-from hfsyn.recipes.recipe import load_recipe
-from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.runs.status import status
 
 _SHOWN_PARTS = 6
@@ -118,6 +114,8 @@ class LoopForecast:
     """What has no known cost in hours."""
     plans: Mapping[str, Sequence[Mapping[str, Any]]]
     """Policy -> the parts that it plans when it is asked with made-up answers: see `hfsyn.looping.planning`."""
+    remarks: Sequence[str]
+    """What is left out, or is not as one would expect."""
 
     @property
     def disk_bytes(self) -> int:
@@ -150,26 +148,22 @@ class LoopForecast:
             some = "; ".join(part_text(part) for part in parts[:_SHOWN_PARTS])
             lines.append(f"{name}, asked with made-up answers: {some}{and_more(len(parts), _SHOWN_PARTS)}")
         missing = [f"hours are without {', '.join(self.unknown)}, whose cost is not known"] if self.unknown else []
-        return "\n".join([*lines, *missing, f"{total}; {times or 'hours are not known'}{of}"])
+        return "\n".join([*lines, *self.remarks, *missing, f"{total}; {times or 'hours are not known'}{of}"])
 
 
 def forecast_loop(file: str) -> LoopForecast:
     """What a loop file would come to, by round; nothing is made. Raises HfsynError as `hfsyn.loop`."""
-    asked = load_loop(file)
-    sets = open_apart(asked)
-    recipe = load_recipe(asked.recipe)
-    config = load_train_config(asked.train, (), {"data.train": ["shapes"]})
+    order = ordered(load_loop(file))
+    asked, recipe, config, sets = order.file, order.recipe, order.training, order.sets
     steered = len(sets["steer"]) + len(sets["test"])
     started = sum(map(len, sets.values())) - steered
     network = network_cost(config.model.name, config.model.image_size)
     if network is None:
         raise HfsynError(f"The network {config.model.name[:80]!r} cannot be made.", "`timm.list_models()` has those.")
     rounds, unknown = [], set()
-    axes = Axes(load_factors(asked.factors), get_variant(recipe.source.variant).classes)
-    names, _, plans = policies_of(asked, axes)
     for number in range(asked.rounds + 1):
-        for name, policy in names.items() if number else [("first round", POLICIES[UNIFORM])]:
-            images = sum(part["images"] * part["candidates"] for part in plans.get(name, plans[UNIFORM]))
+        for name, policy in order.policies.items() if number else [("first round", POLICIES[UNIFORM])]:
+            images = sum(part["images"] * part["candidates"] for part in order.plans.get(name, order.plans[UNIFORM]))
             on = started + asked.images * (number + 1)
             points = config.test.record_points if "losses" in asks_of(policy) else 0
             passes = on * (BACKWARD * config.optimise.epochs + points) + steered
@@ -186,5 +180,5 @@ def forecast_loop(file: str) -> LoopForecast:
             disk = stored_bytes(recipe, images + kept) + _COPIES * network.bytes
             one = {"policy": name, "round": number, "images": images, "trained": on, "hours": times}
             rounds.append({**one, "disk_bytes": disk})
-    unions = (len(names) - 1) * stored_bytes(recipe, asked.images * (asked.rounds + 1))
-    return LoopForecast(list(names), rounds, unions, sorted(unknown), plans)
+    unions = (len(order.policies) - 1) * stored_bytes(recipe, asked.images * (asked.rounds + 1))
+    return LoopForecast(list(order.policies), rounds, unions, sorted(unknown), order.plans, order.remarks)

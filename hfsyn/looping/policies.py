@@ -20,6 +20,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from builders.errors import did_you_mean
@@ -29,6 +30,8 @@ from hfsyn.recipes.strategies import check_place, content_of, loaded_function
 
 ASKS = {"audit": "findings", "losses": "images"}
 """What a policy may ask for -> the field of `Known` that has it. An audit takes half of the images of a round."""
+UNIFORM = "uniform"
+"""The control, which always runs beside."""
 SCORES = tuple(name for name, kind in COLUMNS.items() if kind == "number")
 _NOT_EARLY = 0.35
 """The share of the images that is not learned early: TADA (arXiv 2505.21574) augments 30 to 40 %."""
@@ -43,7 +46,8 @@ class Known:
     levels: Mapping[str, Sequence[str]]
     """Factor -> its levels; ``class`` -> the classes' names."""
     right: Mapping[str, tuple[int, int]]
-    """Class -> how many of the real images that steer the last classifier had right, and of how many."""
+    """Class -> how many of the real images that steer the last classifier had right, and of how many; of none if none
+    shows it."""
     findings: Sequence[Mapping[str, Any]] = ()
     """For a policy that asks for an ``audit``, of the last classifier: see `hfsyn.audit`."""
     images: Sequence[Mapping[str, Any]] = ()
@@ -66,8 +70,11 @@ def uniform(known: Known, images: int, rng: random.Random) -> Sequence[Mapping[s
 def hard_classes(known: Known, images: int, rng: random.Random) -> Sequence[Mapping[str, Any]]:
     """Images of each class in proportion to its error on real images."""
     # One wrong answer more than there was, so that a class without any still gets images.
-    errors = [(n - hits + 1) / (n + 2) for hits, n in (known.right[name] for name in known.levels["class"])]
-    numbers = zip(known.levels["class"], shared(errors, images), strict=True)
+    errors = {name: (n - hits + 1) / (n + 2) for name, (hits, n) in known.right.items() if n}
+    others = fmean(errors.values())  # of a class that was not measured
+    numbers = zip(
+        known.levels["class"], shared([errors.get(c, others) for c in known.levels["class"]], images), strict=True
+    )
     return [{"images": number, "levels": {"class": [name]}} for name, number in numbers]
 
 

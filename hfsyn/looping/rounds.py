@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,19 @@ from builders.runs import layout
 from hfsyn.building import build
 from hfsyn.errors import HfsynError
 from hfsyn.judging.audit.audit import audit
-from hfsyn.judging.audit.prompts import Axes, recipe_for, within, write_prompts
+from hfsyn.judging.audit.prompts import Axes, at_home, recipe_for, within, write_prompts
 from hfsyn.judging.classifier import open_classifier, start_accelerator
 from hfsyn.judging.measures.evaluate import rights
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.scores.scoring import finish_scores, score_set
-from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
+from hfsyn.judging.sets.image_set import TRAIN, open_images
+from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.judging.train.checkpoints import RECORDED
 from hfsyn.judging.train.loop import RunOptions, train
-from hfsyn.looping.loop_file import LoopFile, Measured
+from hfsyn.looping.loop_file import LoopFile
+from hfsyn.looping.opening import open_measured
 from hfsyn.looping.planning import planned
-from hfsyn.looping.policies import Known, Policy, asks_of
+from hfsyn.looping.policies import UNIFORM, Known, Policy, asks_of
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.rules import seed_of
@@ -41,12 +45,13 @@ from hfsyn.runs.selection_rule import Rule
 from hfsyn.runs.shards import StoredRows
 
 MEASURED, PLAN, HOURS = "measured.json", "plan.json", "hours.json"
-FIRST, UNIFORM = "round-0", "uniform"
+FIRST = "round-0"
+BEAT = 30.0  # seconds after which work is written down
 
 
 @dataclass
 class Clock:
-    """Seconds of work by round, in a file; what was at work when a process was killed is not among them."""
+    """Seconds of work by round, in a file; of a process that was killed all but the last ones, see `BEAT`."""
 
     path: Path
     seconds: dict[str, float] = field(default_factory=dict)
@@ -54,17 +59,28 @@ class Clock:
     def __post_init__(self) -> None:
         if self.path.exists():
             self.seconds = json.loads(self.path.read_text(encoding="utf-8"))
-        self.start()
 
-    def start(self) -> None:
-        """What follows is work."""
-        self._last = time.monotonic()
+    @contextmanager
+    def at_work(self, number: int) -> Iterator[None]:
+        """What is done within is work on a round, however it ends."""
+        before, began, done = self.seconds.get(str(number), 0), time.monotonic(), Event()
 
-    def note(self, number: int) -> None:
-        """A part of a round is done."""
-        now, self._last = time.monotonic() - self._last, time.monotonic()
-        self.seconds[str(number)] = round(self.seconds.get(str(number), 0) + now, 1)
-        atomic_text(self.path, json.dumps(self.seconds) + "\n")
+        def note() -> None:
+            self.seconds[str(number)] = round(before + time.monotonic() - began, 1)
+            atomic_text(self.path, json.dumps(self.seconds) + "\n")
+
+        def beat() -> None:
+            while not done.wait(BEAT):
+                note()
+
+        beating = Thread(target=beat, daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            done.set()
+            beating.join()
+            note()
 
 
 @dataclass(frozen=True)
@@ -125,15 +141,11 @@ def carry_out(opened: Looping, policy: str, number: int) -> dict[str, Any]:
     if (found := measured_in(folder)) is not None:
         return found
     make_folder(folder)
-    opened.clock.start()
-    parts = _plan(opened, policy, number, folder)
-    _draw(opened, policy, number, folder, parts)
-    opened.clock.note(number)
-    _train(opened, policy, number, folder / "training")
-    opened.clock.note(number)
-    found = _measured(opened, folder)
-    opened.clock.note(number)
-    return found
+    with opened.clock.at_work(number):
+        parts = _plan(opened, policy, number, folder)
+        _draw(opened, policy, number, folder, parts)
+        _train(opened, policy, number, folder / "training")
+        return _measured(opened, folder)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -145,6 +157,9 @@ def _plan(opened: Looping, policy: str, number: int, folder: Path) -> list[dict[
     before = opened.folder(policy, number - 1)
     if number:
         by = (measured_in(before) or {})["weights"]
+        if open_classifier(before / "training", device="cpu").sha256 != by:
+            said = f"{before / 'training'} has other weights than those that were measured there."
+            raise HfsynError(said, f"Put those back, or delete {before / MEASURED}: they are measured again.")
     if (folder / PLAN).exists():
         found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         if found["by"] != by:
@@ -176,9 +191,11 @@ def _known(opened: Looping, policy: Policy, number: int, folder: Path, before: P
 
 def _findings(opened: Looping, model: Path, out: Path, images: int, number: int) -> list[Any]:
     """What an audit of the last classifier finds."""
-    how: dict[str, Any] = {"recipe": opened.recipe, "images": images, "repair": 0, "classes": (), "reader": None}
-    how |= {"overrides": (), "generator": None, "options": opened.options, "confirm": 0, "kind": f"audit-{number}"}
-    found = audit(str(model), opened.file.factors, out, seed=opened.seed("audit", number), **how)
+    how: dict[str, Any] = {"recipe": opened.recipe, "images": images, "repair": 0, "reader": opened.file.reader}
+    how |= {"classes": (), "overrides": (), "generator": None, "options": opened.options, "confirm": 0}
+    found = audit(
+        str(model), opened.file.factors, out, seed=opened.seed("audit", number), kind=f"audit-{number}", **how
+    )
     assert found is not None, "a loop works in this process"
     return list(found["findings"])
 
@@ -186,7 +203,7 @@ def _findings(opened: Looping, model: Path, out: Path, images: int, number: int)
 def _seen(opened: Looping, before: Path) -> list[dict[str, Any]]:
     """What the last training has shown of the images that it learnt from; see `Known.images`."""
     names = {info.wnid: info.name for info in opened.axes.classes}
-    places = {one: (None, f"start-{k}/") for k, one in enumerate(opened.file.start)}
+    places = {str(parse_dataset(one)): (None, f"start-{k}/") for k, one in enumerate(opened.file.start)}
     for run in map(Path, json.loads((before / "sets.json").read_text(encoding="utf-8"))):
         if load_run(run).recipe.generate.init == "none":
             parent = run.parent.parent if run.parent.name == "audit" else run.parent
@@ -211,7 +228,7 @@ def _draw(opened: Looping, policy: str, number: int, folder: Path, parts: Sequen
     first = 0
     for place, ((candidates, by, over), some) in enumerate(ways.items()):
         end = f"-{place}" if place else ""
-        prompts, run = folder / f"prompts{end}.parquet", folder / f"run{end}"
+        prompts, run = (folder / f"prompts{end}.parquet").resolve(), folder / f"run{end}"
         images = sum(part["images"] for part in some)
         if not prompts.exists():
             rows = _begun(opened, policy, number, some, first) if over else _rows(opened, number, some, first)
@@ -221,10 +238,10 @@ def _draw(opened: Looping, policy: str, number: int, folder: Path, parts: Sequen
         recipe = recipe_for(opened.recipe, prompts, "loop")
         if over:
             recipe = recipe.with_fields("generate", init="source", strength=opened.file.strength)
-        if candidates == 1:
-            build(recipe, run, options=opened.options)
-        else:
-            drawn = build(recipe, folder / f"drawn{end}", options=opened.options).folder
+        mine = folder / f"drawn{end}" if candidates > 1 else run
+        at_home(mine, prompts)
+        drawn = build(recipe, mine, options=opened.options).folder
+        if candidates > 1:
             _keep(opened, drawn, run, opened.folder(policy, number - 1) / "training", by)
 
 
@@ -275,10 +292,14 @@ def _stored(run: Path, wanted: set[str]) -> dict[str, tuple[str, Any, bytes]]:
     return {line[ID]: (line["wnid"], levels[line["source_id"]], line["image"]["bytes"]) for line in lines}
 
 
+def prompts_of(run: Path) -> Path:
+    """The prompts of a round's run, wherever the loop is now."""
+    return run.parent / Path(str(load_run(run).recipe.source.path)).name
+
+
 def levels_of(run: Path) -> dict[str, dict[str, str]]:
     """Source id -> levels of the images of a round's run, by factor."""
-    prompts = run.parent / Path(str(load_run(run).recipe.source.path)).name  # wherever the loop is now
-    lines = pq.read_table(prompts, columns=["source_id", "levels"]).to_pylist()
+    lines = pq.read_table(prompts_of(run), columns=["source_id", "levels"]).to_pylist()
     return {line["source_id"]: line["levels"] for line in lines}
 
 
@@ -322,7 +343,7 @@ def _train(opened: Looping, policy: str, number: int, out: Path) -> None:
     sets = [f"{one}:{size / total:.9f}" for one, size in sizes.items()] if len(sizes) > 1 else list(sizes)
     values: dict[str, Any] = {"data.train": sets, "data.budget": total, "seed": opened.seed("training", number)}
     if number and file.weights == "last":
-        values["model.init_from"] = str(opened.folder(policy, number - 1) / "training")
+        values |= {"model.init_from": str(opened.folder(policy, number - 1) / "training"), "model.pretrained": False}
     asked = opened.asked if number == 0 else asks_of(opened.policies[policy])
     options = RunOptions(device=opened.options.device, quiet=opened.options.quiet, record="losses" in asked)
     atomic_text(out.parent / "sets.json", json.dumps([str(run) for run in runs]) + "\n")
@@ -349,8 +370,3 @@ def _measured(opened: Looping, folder: Path) -> dict[str, Any]:
         found[f"{name}_top1"] = wilson(int(right.sum()), len(right))
     atomic_text(folder / MEASURED, json.dumps(found, indent=1) + "\n")
     return found
-
-
-def open_measured(on: Measured) -> ImageSet:
-    """The images of a set that classifiers are measured on."""
-    return open_images(on.dataset, on.split, limit=on.limit)

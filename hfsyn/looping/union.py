@@ -14,8 +14,8 @@ from builders.runs import layout
 from builders.runs.rows import synthetic_features
 from builders.runs.run_files import finished
 from hfsyn.captions.caption_stage import caption
-from hfsyn.judging.audit.prompts import recipe_for, write_prompts
-from hfsyn.looping.rounds import Looping, add_scores, runs_of
+from hfsyn.judging.audit.prompts import at_home, recipe_for, write_prompts
+from hfsyn.looping.rounds import Looping, add_scores, prompts_of, runs_of
 from hfsyn.runs.finish import finish
 from hfsyn.runs.prepare import prepare
 from hfsyn.runs.run import Run, load_run
@@ -51,12 +51,13 @@ def _is_finished(place: Path) -> bool:
 
 def _write(opened: Looping, runs: dict[Path, int], place: Path, parent: Path, policy: str) -> None:
     """Write the rows of some runs as a run whose prompts are theirs, then that one with the round of each row."""
-    prompts = place.with_name(f"{place.name}.parquet")
+    prompts = place.with_name(f"{place.name}.parquet").resolve()
+    at_home(parent, prompts)
     rounds: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     for run, number in runs.items():
         here = set(StoredRows(run).table(["source_id"])["source_id"].to_pylist())
-        lines = pq.read_table(str(load_run(run).recipe.source.path)).to_pylist()
+        lines = pq.read_table(prompts_of(run)).to_pylist()
         rows += [line for line in lines if line["source_id"] in here]
         rounds |= dict.fromkeys(here, number)
     if not prompts.exists():

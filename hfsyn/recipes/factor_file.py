@@ -165,6 +165,8 @@ class Asked(Part):
     seed: int
     reader: str
     """Who reads back what the images show: a captioner, or `vlm:` and one that is asked; `none` is no one."""
+    revision: str | None = None
+    """That the recipe says of its captioner, if that one reads."""
 
 
 ASKED, PROMPTS = "audit.yaml", "prompts.parquet"

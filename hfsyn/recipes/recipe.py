@@ -37,14 +37,8 @@ from hfsyn.recipes.parts import (
 from hfsyn.recipes.strategies import check_words, get_strategy, is_user_strategy
 from hfsyn.recipes.tune_part import TunePart
 
-__all__ = [
-    "BUILTIN",
-    "CaptionPart",
-    "GeneratePart",
-    "SourcePart",
-    "StorePart",
-    "TunePart",
-]  # besides what is defined here
+# Besides what is defined here:
+__all__ = ["BUILTIN", "CaptionPart", "GeneratePart", "SourcePart", "StorePart", "TunePart"]
 
 RECIPES = loading.Shelf("recipe", otherwise="A file is named with its .yaml; `hfsyn recipes new NAME` writes one.")
 """The shipped recipes."""
@@ -176,6 +170,10 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
     loading.refuse_other_kind(fields, where, "recipe")
     if where.startswith("hf://"):
         layout.check_format(fields.get("format"), where)
+    source, prompt = (part if isinstance(part := fields.get(key), dict) else {} for key in ("source", "prompt"))
+    file, folder = source.get("path"), Path(where).expanduser().parent
+    if isinstance(file, str) and file == prompt.get("captions_file") and (folder / file).is_file():
+        source["path"] = prompt["captions_file"] = str(folder / file)  # a table of prompts goes with its recipe
     return fields, where
 
 

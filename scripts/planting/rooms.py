@@ -95,7 +95,7 @@ ROOMS = (
         where_people_look judging_by_command published_scores audit entropy_guidance
         """,
     ),
-    ("looping", "hfsyn/looping/*", "loops looping_kills policies audit"),
+    ("looping", "hfsyn/looping/*", "loops loop_files looping_kills policies audit"),
     ("tuning", "hfsyn/tuning/* hfsyn/recipes/tune_part.py", "tuning tuned_on informativeness"),
     (
         "commands",

@@ -23,6 +23,7 @@ from builders.variants import get_variant
 from builders.variants.class_maps import own_variant
 from hfsyn.captions.questions import Answer
 from hfsyn.judging.audit import audit as auditing
+from hfsyn.judging.audit import prompts as prompting
 from hfsyn.judging.audit.design import design
 from hfsyn.judging.audit.effects import (
     Cell,
@@ -413,8 +414,11 @@ def test_an_audit_names_what_the_classifier_lacks_and_what_the_generator_does_no
     page = (tmp_path / "audit" / "audit.html").read_text()
     assert "star with colour green" in page
     assert "called heart" in page
-    # The repair is a recipe that builds, and all that it draws is what was lacking.
-    run = hfsyn.build(found["repair"], tmp_path / "repair", num_processes=1, device="cpu", quiet=True)
+    # The repair is a recipe that builds wherever it is now, and all that it draws is what was lacking.
+    (tmp_path / "audit").rename(tmp_path / "moved")
+    run = hfsyn.build(
+        tmp_path / "moved" / "repair.yaml", tmp_path / "repair", num_processes=1, device="cpu", quiet=True
+    )
     rows = run.dataset()
     assert len(rows) == 20
     assert all("a green star" in prompt for prompt in rows["prompt"])
@@ -422,6 +426,36 @@ def test_an_audit_names_what_the_classifier_lacks_and_what_the_generator_does_no
     assert not hfsyn.verify(str(run.folder), quiet=True).problems
     # No blank picture is shown as a real one.
     assert hfsyn.look(run.folder, quiet=True).remarks == ["without real images: its prompts are of no real image"]
+
+
+def test_prompts_with_images_are_written_a_part_at_a_time_and_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompting, "_AT_ONCE", 3)
+    plain = axes().rows(cells(axes(), 7, seed=0), "audit")
+    rows = [{**row, "image": bytes([number])} for number, row in enumerate(plain)]
+    for name, some, groups in (("plain", plain, 1), ("begun", rows, 3)):
+        prompting.write_prompts(tmp_path / name, some)
+        written = pq.ParquetFile(tmp_path / name)
+        assert written.num_row_groups == groups
+        found = written.read().to_pylist()
+        assert [{key: line[key] for key in some[0]} for line in found] == some
+
+
+def test_the_captioner_of_a_recipe_reads_in_its_revision_and_a_language_model_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(factors_judging, "pin", lambda *words: asked.append(words) or "0" * 40)
+    model = ["generate.model=nobody/nothing", "caption.model=nobody/reads", "caption.revision=v1"]
+    read = hfsyn.load_recipe("shapes-cip", model)
+    assert auditing.reader_of(None, read) == ("nobody/reads", "v1")
+    assert auditing.reader_of("builtin", read) == ("builtin", None)
+    factors_judging.reader_part("nobody/reads", "v1")
+    assert asked[0] == asked[2] == ("nobody/reads", "v1", "captioner")
+    written = hfsyn.load_recipe("shapes-cip", [*model, "prompt.strategy=llm", "caption.prompt=Write about {c}."])
+    with pytest.raises(HfsynError, match="Nobody reads back"):
+        auditing.reader_of(None, written)
 
 
 @pytest.mark.usefixtures("fakes")

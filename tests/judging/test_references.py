@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,13 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.judging.sets.references import Reference, parse_dataset
 from hfsyn.judging.sets.shared import shared_images
+
+TWO = {
+    "name": "two",
+    "splits": {"train": 2},
+    "path": "runs/cip",
+    "classes": [{"id": name, "name": name} for name in ("heart", "star")],
+}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +51,11 @@ def test_what_is_on_the_disk_wins_over_the_hub(tmp_path: Path, monkeypatch: pyte
     assert parse_dataset("runs/cip:0.25") == Reference("local", "runs/cip", weight=0.25)
     assert parse_dataset("tiny-imagenet=runs/cip:3") == Reference("local", "runs/cip", "tiny-imagenet", weight=3.0)
     assert parse_dataset("hf://datasets/runs/cip").kind == "hub"
+    (tmp_path / "lr=0.1" / "run").mkdir(parents=True)
+    assert parse_dataset("lr=0.1/run:0.25") == Reference("local", "lr=0.1/run", weight=0.25)
+    (tmp_path / "two.yaml").write_text(json.dumps(TWO))
+    assert parse_dataset("two.yaml:2") == replace(parse_dataset("two.yaml"), weight=2.0)
+    assert parse_dataset("two.yaml").place == "runs/cip"
 
 
 @pytest.mark.parametrize(

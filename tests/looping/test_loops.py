@@ -2,136 +2,56 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from browser import in_chromium, needs_chromium
 from click.testing import CliRunner
 from drawn_tables import rows_of as rows_of_world
 from drawn_tables import write_table
-from fakes import FakeGenerator
+from quick_loops import Drawer, answered, bytes_of, looped, rows_of, without_work, written
 
 import hfsyn
 from builders.errors import HfsynError
-from builders.files import atomic_text
 from builders.runs import layout
 from builders.variants import get_variant
 from hfsyn.cli import cli
-from hfsyn.images.generator import Generated
 from hfsyn.judging.audit.prompts import Axes
-from hfsyn.judging.sets.image_set import TRAIN, open_images
+from hfsyn.judging.classifier import Classifier, create_network, save_classifier
+from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.looping import rounds
-from hfsyn.looping.rounds import add_scores
 from hfsyn.recipes.factor_file import load_factors
-from hfsyn.runs.scores import Judge
-from hfsyn.runs.shards import StoredRows
-
-QUICK: dict[str, Any] = {
-    "recipe": "shapes-basic",
-    "factors": "shapes",
-    "policy": "hard-classes",
-    "images": 20,
-    "rounds": 1,
-    "steer": {"dataset": "shapes", "split": "test", "limit": 3},
-    "test": {"dataset": "shapes", "split": "train[held 5%]", "limit": 3},
-}
-
-
-def number(*parts: Any) -> float:
-    """A number from 0 to 1 that follows from some things."""
-    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16) / 2**32
-
-
-class Drawer(FakeGenerator):
-    """Noise, or the image that it is given."""
-
-    def start(  # type: ignore[override]
-        self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
-    ) -> Callable[[], list[Generated]]:
-        self.asked += list(zip(prompts, seeds, strict=True))
-        if images is not None:
-            return lambda: [Generated(np.asarray(image), None) for image in images]
-        return lambda: [Generated(self.draw(p, s), None) for p, s in zip(prompts, seeds, strict=True)]
-
-
-def learn(config: Any, out: Path, options: Any) -> None:
-    """A training of no time, whose weights follow from the recipe and the images."""
-    out.mkdir(exist_ok=True)
-    rows = []
-    for text in config.data.train:
-        images = open_images(text, default=TRAIN)
-        name = str(parse_dataset(text))
-        rows += [(name, one, wnid) for one, wnid in zip(images.ids, images.wnids, strict=True)]
-    seen = [(Path(name).name, one) for name, one, _ in rows]
-    atomic_text(out / "from", str(config.model.init_from))
-    atomic_text(out / "weights", hashlib.sha256(repr((config.seed, seen)).encode()).hexdigest())
-    if options.record:
-        columns = dict(zip(("reference", "id", "wnid"), map(list, zip(*rows, strict=True)), strict=True))
-        loss = [number(one) for _, one, _ in rows]
-        kept = {"early_loss": loss, "margin": loss, "forgotten": [0] * len(rows)}
-        pq.write_table(pa.table({**columns, **kept}), out / "record.parquet")
-
-
-def score(run: str, judges: Sequence[str], **how: Any) -> bool:
-    """As a classifier's answers, which follow from its weights."""
-    sha256 = (Path(judges[0].removeprefix("last=")) / "weights").read_text()
-    judge = Judge("last", {"entropy": "number"}, {"weights": sha256}, lambda rows: [said(sha256, row) for row in rows])
-    add_scores(Path(run), judge, how["options"])
-    return True
-
-
-def said(sha256: str, row: Any) -> dict[str, float]:
-    return {"entropy": number(sha256, row["sample_id"])}
+from hfsyn.runs.claims import lock
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Drawer:
     """Nothing is drawn or trained in earnest."""
-    drawer = Drawer()
-    for module in ("hfsyn.building.tried_generator", "hfsyn.images.generate_stage.loaded_generator"):
-        monkeypatch.setattr(module, lambda run, options: drawer)
-    monkeypatch.setattr(rounds, "train", learn)
-    monkeypatch.setattr(rounds, "score_set", score)
-    monkeypatch.setattr(rounds, "start_accelerator", lambda device: SimpleNamespace(device="cpu"))
-    opened = lambda model, device: SimpleNamespace(sha256=(model / "weights").read_text())  # noqa: E731
-    monkeypatch.setattr(rounds, "open_classifier", opened)
-    right = lambda one, images, _: (  # noqa: E731
-        np.arange(len(images)),
-        np.array([number(one.sha256, name, images.split) < 0.5 for name in images.ids]),
-    )
-    monkeypatch.setattr(rounds, "rights", right)
-    return drawer
+    return without_work(monkeypatch)
 
 
-def written(tmp_path: Path, **changes: Any) -> Path:
-    file = tmp_path / "loop.yaml"
-    file.write_text(json.dumps({**QUICK, **changes}))
-    return file
+def halfway(run: Path) -> None:
+    """Let a run be one of which no image is there yet."""
+    layout.sidecar_of(run / "data/train-00000-of-00001.parquet").unlink()
+    (run / layout.MANIFEST).unlink()
 
 
-def looped(file: Path, out: Path) -> dict[str, Any]:
-    return hfsyn.loop(file, out, num_processes=1, device="cpu", quiet=True).as_dict()
-
-
-def bytes_of(out: Path) -> dict[Path, bytes]:
-    kept = {path for end in ("*.parquet", "plan.json", "measured.json", "curve.json") for path in out.rglob(end)}
-    return {path.relative_to(out): path.read_bytes() for path in sorted(kept)}
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    stored = StoredRows(run)
-    return stored.read(range(len(stored)))
+def critic(folder: Path, seed: int) -> None:
+    """A small network with random weights, for drawings."""
+    torch.manual_seed(seed)
+    names = {info.wnid: info.name for info in get_variant("shapes").classes}
+    network, how = create_network("test_resnet", len(names), {}, None), Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+    save_classifier(Classifier("test_resnet", network, tuple(names), names, how, {}), folder)
 
 
 def test_a_round_follows_what_was_measured_before_it_and_the_control_runs_beside(tmp_path: Path, quick: Drawer) -> None:
@@ -159,8 +79,8 @@ def test_the_least_certain_of_the_candidates_for_a_prompt_is_kept_as_an_ordinary
     assert {row["source_id"].rpartition(".")[0] for row in kept} == prompts
     for row in kept:
         prompt = row["source_id"].rpartition(".")[0]
-        same = [said(sha256, one)["entropy"] for one in drawn if one["source_id"].rpartition(".")[0] == prompt]
-        assert said(sha256, row)["entropy"] == max(same)
+        same = [answered(sha256, one)["entropy"] for one in drawn if one["source_id"].rpartition(".")[0] == prompt]
+        assert answered(sha256, row)["entropy"] == max(same)
     assert not hfsyn.verify(out / "uncertain/round-1/run").problems
 
 
@@ -168,12 +88,20 @@ def test_images_that_were_not_learned_early_are_drawn_over_with_their_own_prompt
     tmp_path: Path, quick: Drawer
 ) -> None:
     out = tmp_path / "loop"
-    real = str(write_table(tmp_path / "real.parquet", rows_of_world(20, first=1000, split="test")))
-    looped(written(tmp_path, policy="not-learned-early", rounds=2, start=[real], strength=0.4), out)
+    drawn = rows_of_world(40, first=1000, split="test")
+    real, more = (str(write_table(tmp_path / f"{at}.parquet", drawn[at : at + 20])) for at in (0, 20))
+    classes = [{"id": info.wnid, "name": info.name} for info in get_variant("shapes").classes]
+    (tmp_path / "mine.yaml").write_text(
+        json.dumps({"name": "mine", "splits": {"train": 20}, "path": more, "classes": classes})
+    )
+    mine = str(tmp_path / "mine.yaml")
+    looped(written(tmp_path, policy="not-learned-early", rounds=2, start=[real, mine], strength=0.4), out)
     (part,) = json.loads((out / "not-learned-early/round-1/plan.json").read_text())["parts"]
     record = pq.read_table(out / "round-0/training/record.parquet").to_pylist()
     assert len(part["begin"]) == round(0.35 * len(record))
-    began = {f"start-0/{one['id']}" if one["reference"] == real else one["id"]: one for one in record}
+    places = {real: "start-0/", str(parse_dataset(mine)): "start-1/"}
+    began = {places.get(one["reference"], "") + one["id"]: one for one in record}
+    assert {name.partition("/")[0] for name in part["begin"]} >= {"start-0", "start-1"}
     assert min(began[name]["early_loss"] for name in part["begin"]) >= np.quantile(
         [one["early_loss"] for one in record], 0.64
     )
@@ -240,7 +168,7 @@ def test_a_loop_continues_to_the_same_bytes_wherever_it_was_killed(
 
 def test_a_loop_ends_by_its_budget_of_images_or_of_hours_and_says_so(tmp_path: Path, quick: Drawer) -> None:
     out = tmp_path / "loop"
-    last = {"weights": "last"}
+    last = {"weights": "last", "train": {"model": {"pretrained": True}}}  # those the first round begins from
     found = looped(written(tmp_path, rounds=5, stop={"images": 59}, **last), out)
     assert (out / "hard-classes/round-1/training/from").read_text() == str(out / "round-0/training")
     assert (found["stopped"]["why"], found["stopped"]["rounds"]) == ("budget of images", 1)
@@ -272,6 +200,49 @@ def test_a_loop_ends_when_the_last_rounds_gained_nothing_on_the_images_that_stee
     assert "hard-classes +0.0 points" in found["stopped"]["said"]
 
 
+def test_the_hours_of_a_process_that_is_killed_are_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "BEAT", 0.05)
+    (tmp_path / "hours.json").write_text('{"1": 5.0}')
+    with rounds.Clock(tmp_path / "hours.json").at_work(1):
+        time.sleep(0.4)
+        assert json.loads((tmp_path / "hours.json").read_text())["1"] > 5.1  # were it killed now
+    assert json.loads((tmp_path / "hours.json").read_text())["1"] >= 5.4
+
+
+def test_a_loop_whose_limits_are_lowered_goes_on_with_what_is_done(tmp_path: Path, quick: Drawer) -> None:
+    out = tmp_path / "loop"
+    before = looped(written(tmp_path, rounds=2), out)
+    for changes in ({"rounds": 1}, {"rounds": 1, "stop": {"images": 20}}):
+        again = looped(written(tmp_path, **changes), out)
+        assert again["stopped"] == {"why": "all rounds", "rounds": 2, "said": "Done: 2 rounds after the first."}
+        assert (again["curve"], again["unions"]) == (before["curve"], before["unions"])
+
+
+def test_two_processes_are_not_at_work_in_one_loop(tmp_path: Path, quick: Drawer) -> None:
+    out = tmp_path / "loop"
+    out.mkdir()
+    with lock(out, "loop"), pytest.raises(HfsynError, match=r"Another process is at work in the loop .*/loop\."):
+        looped(written(tmp_path), out)
+    assert [path.name for path in out.iterdir()] == [layout.LOCKS]
+
+
+def test_the_classifier_of_entropy_guidance_is_pinned_when_a_loop_begins(tmp_path: Path, quick: Drawer) -> None:
+    guided = {"extends": "shapes-basic", "generate": {"entropy_weight": 2, "entropy_classifier": str(tmp_path / "c")}}
+    (tmp_path / "guided.yaml").write_text(json.dumps(guided))
+    file, out = written(tmp_path, recipe=str(tmp_path / "guided.yaml")), tmp_path / "loop"
+    with pytest.raises(HfsynError, match="entropy_classifier: There is no folder"):
+        looped(file, out)
+    assert not out.exists()
+    critic(tmp_path / "c", seed=1)
+    looped(file, out)
+    (out / "hard-classes/round-1/measured.json").unlink()
+    critic(tmp_path / "c", seed=2)
+    with pytest.raises(HfsynError, match="is not the one that the recipe means"):
+        looped(file, out)
+
+
 def test_what_a_loop_is_steered_by_is_pinned(tmp_path: Path, quick: Drawer) -> None:
     out = tmp_path / "loop"
     looped(written(tmp_path), out)
@@ -280,8 +251,16 @@ def test_what_a_loop_is_steered_by_is_pinned(tmp_path: Path, quick: Drawer) -> N
     (out / "hard-classes/round-1/measured.json").unlink()
     measured = out / "round-0/measured.json"
     measured.write_text(measured.read_text().replace(plan["by"], "0" * 64))
+    (out / "round-0/training/weights").write_text("0" * 64)
     with pytest.raises(HfsynError, match="was planned by other weights"):
         looped(written(tmp_path), out)
+    # Nor is anything planned by weights that are not those that were measured, or kept by what they say.
+    (out / "round-0/training/weights").write_text("1" * 64)
+    for there in (True, False):
+        with pytest.raises(HfsynError, match="round-0/training has other weights than those that were measured"):
+            looped(written(tmp_path), out)
+        assert (out / "hard-classes/round-1/plan.json").exists() == there
+        shutil.rmtree(out / "hard-classes", ignore_errors=True)
 
 
 def test_a_loop_is_only_continued_where_it_began_and_as_it_began(tmp_path: Path, quick: Drawer) -> None:
@@ -290,7 +269,7 @@ def test_a_loop_is_only_continued_where_it_began_and_as_it_began(tmp_path: Path,
     factors = hfsyn.recipes.__path__[0] + "/factors/shapes.yaml"
     shutil.copy(factors, tmp_path / "factors.yaml")
     out = tmp_path / "loop"
-    looped(written(tmp_path, **changes), out)
+    found = looped(written(tmp_path, **changes), out)
     with pytest.raises(HfsynError, match="holds another loop: images is 20 there, 21 here"):
         looped(written(tmp_path, **changes, images=21), out)
     (tmp_path / "mine.py").write_text("def mine(known, images, rng):\n    return [{'images': images, 'levels': {}}]\n")
@@ -298,33 +277,15 @@ def test_a_loop_is_only_continued_where_it_began_and_as_it_began(tmp_path: Path,
         looped(written(tmp_path, **changes), out)
     out.rename(tmp_path / "moved")
     (tmp_path / "mine.py").write_text("def mine(known, images, rng):\n    return [{'images': images}]\n")
-    with pytest.raises(HfsynError, match=r"moved is a loop that began in .*/loop"):
+    with pytest.raises(HfsynError, match=r"moved is a loop that began in .*/loop.* ln -s "):
         looped(written(tmp_path, **changes), tmp_path / "moved")
-
-
-def test_what_is_wrong_in_a_loop_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def few(known, images, rng):\n    return [{'images': images - 1}]\n")
-    (tmp_path / "file").write_text("")
-    for changes, said in (
-        ({"steer": QUICK["test"]}, "steer and test share 30 images"),
-        ({"start": ["shapes"]}, "test and start shapes share 30 images"),
-        ({"policy": f"{tmp_path}/mine.py:few"}, "plans 19 images"),
-        ({"policy": ["uniform", "audit", "audit"]}, "Two policies are called audit"),
-        ({"policies": ["audit"]}, "Unknown key 'policies'"),
-        ({"test": {"dataset": "nothing-there"}}, "nothing-there"),
-        ({"recipe": "shapes-cap"}, "shapes-cap"),
-        ({"stop": {"images": 10}}, "less than the first round of 20"),
-        ({"stop": {"hours": -1}}, "stop.hours"),
-        ({"train": "shape"}, "shape"),
-        ({"strength": 0.05, "policy": "not-learned-early"}, "less than one step"),
-    ):
-        with pytest.raises(HfsynError) as caught:
-            looped(written(tmp_path, **changes), tmp_path / "loop")
-        assert said in str(caught.value)
-        assert "\n" not in str(caught.value)
-        assert not (tmp_path / "loop").exists()
-    with pytest.raises(HfsynError, match="cannot be created"):
-        looped(written(tmp_path), tmp_path / "file" / "loop")
+    # Where a link leads to it, the runs and trainings that name its place are found.
+    before = bytes_of(tmp_path / "moved")
+    out.symlink_to(tmp_path / "moved")
+    halfway(out / "mine/round-1/run")
+    (out / "mine/round-1/measured.json").unlink()
+    assert looped(written(tmp_path, **changes), out) == found
+    assert bytes_of(tmp_path / "moved") == before
 
 
 def test_each_part_of_a_plan_has_levels_of_its_own() -> None:
@@ -356,8 +317,7 @@ def test_status_and_report_show_how_far_a_loop_is(tmp_path: Path, quick: Drawer)
     assert found.splitlines()[-1] == "unfinished"
     assert "uncertain, round 1: training" in found
     shutil.rmtree(out / "uncertain/round-1/training")
-    layout.sidecar_of(out / "uncertain/round-1/drawn/data/train-00000-of-00001.parquet").unlink()
-    (out / "uncertain/round-1/drawn/manifest.json").unlink()
+    halfway(out / "uncertain/round-1/drawn")
     assert "uncertain, round 1: drawing, 0 of 80 images" in run.invoke(cli, ["status", str(out)]).stdout
 
 

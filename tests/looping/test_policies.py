@@ -37,6 +37,10 @@ def test_hard_classes_get_images_by_their_error() -> None:
     heart, star = plan("hard-classes")
     assert (heart["levels"], star["levels"]) == ({"class": ["heart"]}, {"class": ["star"]})
     assert (heart["images"], star["images"]) == (22, 78)  # 2 of 12 and 7 of 12
+    # A class that no image shows is not taken to be the hardest one.
+    levels = {"class": ["heart", "star", "ring"]}
+    parts = plan("hard-classes", Known(1, levels, {"heart": (9, 10), "star": (4, 10), "ring": (0, 0)}), images=27)
+    assert [part["images"] for part in parts] == [4, 14, 9]
 
 
 def test_an_audits_findings_get_images_by_their_cost_and_without_any_all_kinds_do() -> None:

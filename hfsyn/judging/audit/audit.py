@@ -37,6 +37,7 @@ from hfsyn.judging.scores.factors import reader_part
 from hfsyn.judging.sets.shared import same_names
 from hfsyn.recipes.factor_file import ASKED, CLASS, PROMPTS, Asked, Factors, load_factors, naming_classes, read_asked
 from hfsyn.recipes.recipe import BUILTIN, Recipe, dump_recipe, load_recipe
+from hfsyn.recipes.strategies import get_strategy
 from hfsyn.runs.options import WorkOptions
 
 AGAIN, RESULT, PAGE, REPAIR = "again", "audit.json", "audit.html", "repair.yaml"
@@ -123,13 +124,8 @@ def ordered(
 ) -> Order:
     """Check what is asked for, and say what of it is left out. Raises HfsynError if that cannot be done."""
     infos, remarks = _known(model, recipe, list(chosen_classes(recipe, classes).values()))
-    _check_never(factors, recipe)
-    dropped = naming_classes(factors, infos)
-    for name, levels in dropped.items():
-        told = "; ".join(f"{level} (the class {word})" for level, word in levels.items())
-        remarks.append(f"levels of {name} that name a class are left out: {told}")
-    factors = factors.without({name: list(levels) for name, levels in dropped.items()}) if dropped else factors
-    axes = Axes(factors, infos)
+    axes, left_out = axes_of(factors, recipe, infos)
+    remarks += left_out
     least = max(axes.sizes)
     if images < least:
         what = "classes" if axes.sizes[0] == least else f"levels of {axes.names[axes.sizes.index(least)]}"
@@ -140,14 +136,30 @@ def ordered(
         remarks.append(
             f"{images} images are fewer than {FEWEST} for each pair of levels: some pairs will not be looked at"
         )
+    reader, revision = reader_of(reader, recipe)
     asked = Asked(
-        factors=factors,
+        factors=axes.factors,
         classes=tuple(one.wnid for one in infos),
         images=images,
         seed=seed,
-        reader=_reader(reader, recipe),
+        reader=reader,
+        revision=revision,
     )
     return Order(asked, axes, recipe, remarks)
+
+
+def axes_of(factors: Factors, recipe: Recipe, infos: Sequence[ClassInfo]) -> tuple[Axes, list[str]]:
+    """The columns of a design of some classes of a recipe, and remarks on the levels that are left out.
+
+    Raises HfsynError if `never` names a class that the recipe's variant does not have, or no level is left.
+    """
+    _check_never(factors, recipe)
+    remarks, dropped = list[str](), naming_classes(factors, infos)
+    for name, levels in dropped.items():
+        told = "; ".join(f"{level} (the class {word})" for level, word in levels.items())
+        remarks.append(f"levels of {name} that name a class are left out: {told}")
+    factors = factors.without({name: list(levels) for name, levels in dropped.items()}) if dropped else factors
+    return Axes(factors, infos), remarks
 
 
 def _check_never(factors: Factors, recipe: Recipe) -> None:
@@ -177,17 +189,21 @@ def _known(model: str, recipe: Recipe, infos: list[ClassInfo]) -> tuple[list[Cla
     return known, [f"classes that {model} does not have are left out: {quoted(unknown)}"] if unknown else []
 
 
-def _reader(reader: str | None, recipe: Recipe) -> str:
-    if reader is None and recipe.caption is not None:
-        reader = recipe.caption.model
+def reader_of(reader: str | None, recipe: Recipe) -> tuple[str, str | None]:
+    """Who reads back what images show, and in which revision: the one that is named, or the captioner of the recipe.
+    Raises HfsynError if there is none.
+    """
+    captioner, revision = recipe.caption, None
+    if reader is None and captioner and get_strategy(recipe.prompt.strategy).text_from != "class":
+        reader, revision = captioner.model, captioner.revision
     elif reader is None and recipe.generate.model == BUILTIN:
         reader = BUILTIN
     if reader is None:
         said = "Nobody reads back whether the images show what they were asked to."
-        raise HfsynError(said, "--reader blip-base (of `hfsyn captioners ls`), vlm:smolvlm, or none.")
+        raise HfsynError(said, "Name a reader: blip-base (of `hfsyn captioners ls`), vlm:smolvlm, or none.")
     if reader != NO_READER:
-        reader_part(reader)
-    return reader
+        reader_part(reader, revision)
+    return reader, revision
 
 
 def _begin(folder: Path, order: Order) -> None:
@@ -361,10 +377,10 @@ def _with_pairs(axes: Axes, barred: Sequence[Cell]) -> frozenset[Cell]:
 
 def _repair(folder: Path, order: Order, found: Sequence[Found], images: int) -> str | None:
     """Write the recipe of images in the cells of the findings, and return its path; without findings there is none."""
-    recipe, prompts = folder / REPAIR, (folder / "repair.parquet").resolve()
+    recipe, prompts = folder / REPAIR, folder / "repair.parquet"
     recipe.unlink(missing_ok=True)
     if not found or not images:
         return None
     write_prompts(prompts, repairing(order.axes, found, images, order.asked.seed + 1))
-    atomic_text(recipe, dump_recipe(recipe_for(order.recipe, prompts, "repair")))
+    atomic_text(recipe, dump_recipe(recipe_for(order.recipe, Path(prompts.name), "repair")))
     return str(recipe)

@@ -24,6 +24,8 @@ from hfsyn.judging.audit.effects import Found
 from hfsyn.recipes.factor_file import CLASS, Factors
 from hfsyn.recipes.recipe import Recipe, dump_recipe, stored_recipe
 
+_AT_ONCE = 500  # images in memory once more while they are written
+
 
 class Axes:
     """The columns of a design, the classes first, and what their levels are."""
@@ -115,9 +117,19 @@ def write_prompts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     blank = io.BytesIO()
     Image.new("RGB", (1, 1), "white").save(blank, "png")
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    table = pa.table({**columns, "image": pa.array([row.get("image", blank.getvalue()) for row in rows], pa.binary())})
-    atomic_write(path, lambda place: pq.write_table(table, place))
+
+    def table(some: Sequence[Mapping[str, Any]]) -> pa.Table:
+        columns = {name: [row[name] for row in some] for name in rows[0]}
+        images = pa.array([row.get("image", blank.getvalue()) for row in some], pa.binary())
+        return pa.table({**columns, "image": images})
+
+    def write(place: Path) -> None:
+        size = _AT_ONCE if "image" in rows[0] else len(rows)
+        with pq.ParquetWriter(place, table(rows[:1]).schema) as writer:
+            for start in range(0, len(rows), size):
+                writer.write_table(table(rows[start : start + size]))
+
+    atomic_write(path, write)
 
 
 def at_home(run: Path, prompts: Path) -> None:

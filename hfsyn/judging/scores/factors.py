@@ -36,7 +36,7 @@ def factors_judge(name: str, folder: str, classes: Mapping[str, ClassInfo], devi
     names = (CLASS, *factors.factors)
     table = pq.read_table(Path(folder) / PROMPTS, columns=["source_id", "levels"]).to_pylist()
     levels = {row["source_id"]: row["levels"] for row in table}
-    part = reader_part(asked.reader)
+    part = reader_part(asked.reader, asked.revision)
     say = _asking(part, device, factors, classes, levels) if asked.reader.startswith(ASKS) else None
     say = say or _captioning(part, device, Reader(factors, infos), classes, levels)
 
@@ -47,12 +47,14 @@ def factors_judge(name: str, folder: str, classes: Mapping[str, ClassInfo], devi
     return Judge(name, {**{f"{SHOWS}{one}": "truth" for one in names}, SAID: "text"}, facts, of, device)
 
 
-def reader_part(reader: str) -> CaptionPart:
-    """The caption part of a reader, its model pinned. Raises HfsynError if there is no such captioner."""
+def reader_part(reader: str, revision: str | None = None) -> CaptionPart:
+    """The caption part of a reader, its model pinned; `revision` is that of a Hub id. Raises HfsynError if there is no
+    such captioner.
+    """
     if reader.startswith(ASKS):
         return asking(reader.removeprefix(ASKS))
     known = reader in fragments("captioner") or is_yaml_name(reader)
-    fields = load_fragment("captioner", reader).part if known else {"model": reader}
+    fields = load_fragment("captioner", reader).part if known else {"model": reader, "revision": revision}
     part: Any = check_part("caption", fields, reader)
     return part.model_copy(update={"revision": pin(part.model, part.revision, "captioner")})
 

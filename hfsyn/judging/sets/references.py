@@ -77,6 +77,9 @@ def parse_dataset(text: str) -> Reference:
         rest, weight = rest[: found.start()], float(found["weight"])
         if not 0 < weight < float("inf"):
             raise HfsynError(f"The weight of {rest!r} is {weight:g}.", "It must be above 0; leave the set out instead.")
+        # Without its weight it is what it is: a class map, or a folder whose name has a "=".
+        if is_yaml_name(rest) or (rest not in VARIANTS and Path(rest).expanduser().exists()):
+            return replace(parse_dataset(rest), weight=weight)
     stated, sign, place = rest.partition("=")
     variant = find_variant(stated).name if sign else None
     return replace(_placed(place if sign else rest, variant, text), weight=weight)
