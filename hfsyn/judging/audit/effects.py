@@ -37,7 +37,7 @@ LEAST = 0.1
 """A finding is only named if its error rate is above what is expected by more than this, and not by chance."""
 FALSE = 0.05
 """The bound on false discoveries."""
-SCREEN = 0.05
+SCREEN = 0.1
 """A cell is suspected if chance explains it with a smaller probability."""
 FEWEST = 5  # images of a cell that is looked at
 _PERMUTATIONS = 999
