@@ -49,7 +49,7 @@ def finished(process: subprocess.Popen[str]) -> None:
 
 
 def files(out: Path) -> int:
-    return sum(path.is_file() for path in out.rglob("*"))
+    return sum(len(names) for _, _, names in os.walk(out))  # which passes over folders that are gone meanwhile
 
 
 def lasting(out: Path) -> dict[str, bytes]:
