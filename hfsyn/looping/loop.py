@@ -141,7 +141,7 @@ def gain(here: str, there: str) -> dict[str, Any]:
 
 
 def _stopped(opened: Looping, number: int) -> dict[str, Any] | None:
-    """Why there is no round of this number; None if there is one, as of each that is done."""
+    """Why the loop has ended before a round of this number; None if it has not, as for each that is done."""
     file, stop, seconds = opened.file, opened.file.stop, opened.clock.seconds
     why, said = "", ""
     if all(measured_in(opened.folder(name, number)) is not None for name in opened.policies):

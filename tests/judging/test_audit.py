@@ -491,7 +491,7 @@ def test_new_images_of_one_class_are_judged_among_all_classes(tmp_path: Path, mo
     found = audited(tmp_path / "audit", images=160, reader="none", classes="circle,heart,star")
     (suspect,) = found["suspects"]
     assert suspect["what"] == "star with colour green"
-    assert suspect["again"]["value"] == 0.0, "it is called a heart, of which there is no image here"
+    assert suspect["again"]["value"] == 0.0, "it is called a heart, though no image here shows one"
 
 
 @pytest.mark.usefixtures("fakes")
